@@ -1,7 +1,7 @@
 """What is on a picture, read from its pixels by plain geometry: no model judges the model.
 
-The background is the colour of the frame; the shape is what differs from it. How much of its own bounding box a shape
-fills tells which it is: a square all of it, a circle pi/4 = 0.79, a triangle 0.5.
+The background is the colour of the frame, the shape is the largest patch that is closer to another colour. A triangle has a
+quarter of its area in the upper half of its bounding box, the others half of it; a square fills its box, a circle pi/4 of it.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+
 from pictures import COLOURS, Picture
 
 _NAMES = list(COLOURS)
 _PALETTE = np.array([COLOURS[name] for name in _NAMES], dtype=float)  # [colours, 3]
-_DIFFERS = 60.0  # RGB distance from the background that counts as the shape
+_DIFFERS = 60.0  # RGB distance from the background that cannot be noise
 _LEAST_PIXELS = 40  # fewer are speckle, not a shape
 
 
@@ -33,24 +34,48 @@ class Verdict:
 
 def judge(image: Image.Image) -> Verdict:
     pixels = np.asarray(image.convert("RGB"), dtype=float)  # [height, width, 3]
-    frame = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    back = np.median(frame, axis=0)
-    mask = np.linalg.norm(pixels - back, axis=-1) > _DIFFERS
+    back = np.median(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]), axis=0)
     background = _nearest(back)
-    if mask.sum() < _LEAST_PIXELS:
+    differs = _largest_patch(_distance(pixels, back) > _DIFFERS)
+    if differs.sum() < _LEAST_PIXELS:
         return Verdict(background, None, None, None)
-    height, width = _extent(mask.any(axis=1)), _extent(mask.any(axis=0))
-    filled = mask.sum() / (height * width)
-    shape = "square" if filled > 0.89 else "circle" if filled > 0.64 else "triangle"
-    size = "small" if max(height, width) < 0.5 * len(mask) else "large"
-    return Verdict(background, _nearest(np.median(pixels[mask], axis=0)), shape, size)
+    front = np.median(pixels[differs], axis=0)
+    patch = _cropped(_largest_patch(_distance(pixels, front) < _distance(pixels, back)))  # edges where the two colours meet
+    height, width = patch.shape
+    upper_share = patch[: height // 2].sum() / max(patch[: height // 2].sum() + patch[-(height // 2) :].sum(), 1)
+    shape = "triangle" if upper_share < 0.4 else "square" if patch.mean() > 0.88 else "circle"
+    size = "small" if max(height, width) < 0.5 * len(pixels) else "large"
+    return Verdict(background, _nearest(front), shape, size)
+
+
+def _distance(pixels: np.ndarray, colour: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(pixels - colour, axis=-1)
 
 
 def _nearest(colour: np.ndarray) -> str:
-    return _NAMES[int(np.linalg.norm(_PALETTE - colour, axis=1).argmin())]
+    return _NAMES[int(_distance(_PALETTE, colour).argmin())]
 
 
-def _extent(occupied: np.ndarray) -> int:
-    """Pixels from the first to the last occupied line, stray single lines at the rim left out by their neighbours."""
-    lines = np.flatnonzero(occupied)
-    return int(lines[-1] - lines[0] + 1)
+def _largest_patch(mask: np.ndarray) -> np.ndarray:
+    """The largest set of neighbouring pixels in a boolean [height, width]; neighbours share an edge."""
+    left = set(map(tuple, np.argwhere(mask)))
+    largest: set[tuple[int, int]] = set()
+    while left:
+        edge = [left.pop()]
+        patch = set(edge)
+        while edge:
+            y, x = edge.pop()
+            near = {(y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)} & left
+            left -= near
+            patch |= near
+            edge.extend(near)
+        largest = max(largest, patch, key=len)
+    found = np.zeros_like(mask)
+    if largest:
+        found[tuple(np.array(list(largest)).T)] = True
+    return found
+
+
+def _cropped(patch: np.ndarray) -> np.ndarray:
+    rows, columns = (np.flatnonzero(patch.any(axis=axis)) for axis in (1, 0))
+    return patch[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]

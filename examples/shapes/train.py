@@ -20,10 +20,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from judge import judge
-from pictures import SIDE, WORDS, caption, draw, every_picture, random_picture
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from judge import judge
+from pictures import SIDE, WORDS, caption, draw, every_picture, random_picture
 
 TOKENS = 32  # longest prompt, start and end included
 WIDTH = 128  # of the text encoder, and so of the cross-attention
@@ -180,7 +181,9 @@ def blend(average: nn.Module, module: nn.Module, keep: float) -> None:
         old.lerp_(new, 1 - keep)
 
 
-def save(path: Path, module: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, done: int, seconds: float) -> None:
+def save(
+    path: Path, module: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, done: int, seconds: float
+) -> None:
     partial = path.with_suffix(".partial")
     torch.save(
         {
@@ -265,7 +268,14 @@ def train_denoiser(
         return json.dumps(measure(pipeline(average), every_picture()[::7], steps=20))
 
     average = train(
-        "denoiser", model, loss_of, steps=steps, peak_rate=1.5e-3, checkpoint=work / "denoiser.pt", seed=seed, each_thousand=score
+        "denoiser",
+        model,
+        loss_of,
+        steps=steps,
+        peak_rate=1.2e-3,
+        checkpoint=work / "denoiser.pt",
+        seed=seed,
+        each_thousand=score,
     )
     return pipeline(average)
 
@@ -294,17 +304,19 @@ def main() -> None:
     here = Path(__file__).resolve().parent
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="where checkpoints go")
-    parser.add_argument("--out", type=Path, default=here / "model", help="where the diffusers directory goes (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=here / "model", help="where the diffusers directory goes (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pictures", type=int, default=24_000, help="how many are drawn (default: %(default)s)")
     parser.add_argument("--autoencoder-steps", type=int, default=2_000)
-    parser.add_argument("--denoiser-steps", type=int, default=7_000)
+    parser.add_argument("--denoiser-steps", type=int, default=8_500)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
     pixels, captions = pictures(args.pictures, args.seed)
     vae = train_autoencoder(pixels, steps=args.autoencoder_steps, batch=32, work=args.work, seed=args.seed)
-    pipe = train_denoiser(vae, pixels, captions, steps=args.denoiser_steps, batch=128, work=args.work, seed=args.seed)
+    pipe = train_denoiser(vae, pixels, captions, steps=args.denoiser_steps, batch=64, work=args.work, seed=args.seed)
     pipe.to(torch.float16).save_pretrained(args.out, safe_serialization=True)
     print(json.dumps(measure(StableDiffusionPipeline.from_pretrained(args.out), every_picture())))
 

@@ -1,0 +1,105 @@
+"""The process: settings → KServe's server with our routes → the model loaded beside it → a drain on SIGTERM.
+
+Exit codes: 0 stopped as asked · 2 usage · 20 model not on the volume · 21 snapshot refused · 22 model cannot be loaded ·
+23 no such device.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from predictor import settings as settings_module
+from predictor import telemetry
+from predictor.errors import StartupError
+
+_TERMINATION_LOG = Path("/dev/termination-log")  # Kubernetes shows it as the reason of a container's end
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Process:
+    """Ties the service's life to the server's: loads once the port is open, drains before it closes."""
+
+    def __init__(self, service: Any) -> None:
+        self._service = service
+        self._draining: asyncio.Task[None] | None = None
+        self.exit_code = 0
+
+    @asynccontextmanager
+    async def lifespan(self, _app: object) -> AsyncIterator[None]:
+        """Runs inside uvicorn's serve(), where uvicorn's signal handlers are in place; they close the port at once, so ours
+        stand before them and call them when the drain is over."""
+        self._loop = asyncio.get_running_loop()
+        self._hurry: asyncio.Future[None] = self._loop.create_future()
+        self._server_exit: Any = signal.getsignal(signal.SIGTERM)
+        for number in _SIGNALS:
+            self._loop.add_signal_handler(number, self._on_signal)
+        threading.Thread(target=self._load, name="load", daemon=True).start()
+        yield
+
+    def _load(self) -> None:
+        try:
+            self._service.load()
+        except StartupError as error:
+            telemetry.logger.critical(str(error), extra={"exit_code": error.exit_code})
+            self._end_from_thread(error.exit_code, str(error))
+        except Exception as error:  # noqa: BLE001  a half-loaded model must not stay up and answer 503 for ever
+            telemetry.failure("loading failed", error)
+            self._end_from_thread(1, f"loading failed: {type(error).__name__}")
+
+    def _end_from_thread(self, code: int, reason: str) -> None:
+        with suppress(OSError):
+            if _TERMINATION_LOG.exists():
+                _TERMINATION_LOG.write_text(reason + "\n")
+        self.exit_code = code
+        self._loop.call_soon_threadsafe(self._on_signal)
+
+    def _on_signal(self) -> None:
+        """The first drains; another one ends the drain."""
+        if not self._draining:
+            self._draining = asyncio.create_task(self._drain())
+        elif not self._hurry.done():
+            self._hurry.set_result(None)
+
+    async def _drain(self) -> None:
+        await self._service.drain(self._hurry)
+        for number in _SIGNALS:
+            self._loop.remove_signal_handler(number)
+            signal.signal(number, self._server_exit)
+        self._server_exit(signal.SIGTERM, None)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    settings, rest = settings_module.read(sys.argv[1:] if argv is None else argv)
+    # KServe parses sys.argv when it is imported and takes a prefix of its flags for the flag: leave it only what is its own.
+    sys.argv = [sys.argv[0], *rest]
+    telemetry.configure()
+    from kserve import ModelServer
+    from kserve.model_server import app, parser
+
+    _, unknown = parser.parse_known_args(rest)
+    if unknown:
+        settings_module.new_parser().error(f"unknown argument {unknown[0]}; see --help")
+
+    from predictor.server import Model, add_routes
+    from predictor.service import Service
+
+    service = Service(settings)
+    process = Process(service)
+    add_routes(app, service)
+    app.router.lifespan_context = process.lifespan
+    # gRPC stays closed until a codec speaks it. The grace period is ours; what uvicorn adds is for answers on the wire.
+    server = ModelServer(workers=1, enable_grpc=False, grace_period=5)
+    server.register_model(Model(service))
+    server.start([])
+    return process.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""What can go wrong, and who is told what.
+
+    ServingError                 a request gets an answer other than a picture; the class is the HTTP status
+    ├── InvalidRequest      400  names the field, what came and what is allowed
+    ├── UnknownModel        404
+    ├── BodyTooLarge        413
+    ├── QueueFull           429  with Retry-After
+    ├── Cancelled           499  the caller went away; nobody reads the answer
+    ├── GenerationFailed    500  opaque: the cause is in the log under the request id
+    ├── NotServing          503  loading or draining, with Retry-After
+    └── DeadlineExceeded    504
+    StartupError                 the process cannot serve and ends; the class is the exit code
+    ├── ModelNotFound        20  nothing under that name on the volume
+    ├── SnapshotRefused      21  partial, altered, pickled or executable
+    ├── ModelNotLoadable     22  complete, yet no text-to-image pipeline comes of it
+    └── DeviceUnavailable    23
+
+The text of a ServingError is public: it never holds a prompt, a path or a foreign exception's text.
+"""
+
+from __future__ import annotations
+
+
+class ServingError(Exception):
+    status = 500
+
+    def __init__(self, message: str, *, retry_after: int | None = None) -> None:
+        """`retry_after`: whole seconds after which another try makes sense, at least 1."""
+        super().__init__(message)
+        self.message = message
+        self.retry_after = retry_after
+
+
+class InvalidRequest(ServingError):
+    status = 400
+
+
+class UnknownModel(ServingError):
+    status = 404
+
+
+class BodyTooLarge(ServingError):
+    status = 413
+
+
+class QueueFull(ServingError):
+    status = 429
+
+
+class Cancelled(ServingError):
+    status = 499
+
+
+class GenerationFailed(ServingError):
+    status = 500
+
+
+class NotServing(ServingError):
+    status = 503
+
+
+class DeadlineExceeded(ServingError):
+    status = 504
+
+
+class StartupError(Exception):
+    exit_code = 1
+
+
+class ModelNotFound(StartupError):
+    exit_code = 20
+
+
+class SnapshotRefused(StartupError):
+    exit_code = 21
+
+
+class ModelNotLoadable(StartupError):
+    exit_code = 22
+
+
+class DeviceUnavailable(StartupError):
+    exit_code = 23

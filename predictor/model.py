@@ -1,0 +1,201 @@
+"""A snapshot on the volume becomes a pipeline on a device, with what it can do read off the pipeline itself.
+
+No model family is named here: defaults come from the signature of the pipeline's own `__call__` and from its configuration.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from transformers import CLIPTokenizer, PreTrainedTokenizerBase
+
+from predictor import snapshot
+from predictor.errors import DeviceUnavailable, ModelNotLoadable
+from predictor.rendezvous import DENOISERS
+from predictor.request import Limits, Params
+from predictor.settings import Settings
+from predictor.snapshot import Snapshot
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_NATIVE_SIDE = 1024  # pixels, for a pipeline whose configuration does not tell
+
+
+@dataclass(frozen=True)
+class TextToImage:
+    """A loaded pipeline. `generate` may run in one thread only, `dropped_tokens` in another: they share no tokenizer."""
+
+    pipe: Any
+    snapshot: Snapshot
+    limits: Limits
+    samplers: Mapping[str, Any]  # diffusers schedulers by class name, each copied for every request
+    tokenizers: Mapping[PreTrainedTokenizerBase, int]  # with the tokens that the encoder behind each reads
+
+    def generate(self, pipe: Any, params: Params) -> Any:
+        """Calls `pipe`, a private copy of the pipeline. Noise is drawn on the CPU, so that a seed means the same picture on
+        every device, and by a generator for each image."""
+        arguments = {name: value for name, value in vars(params).items() if name in self.limits.supported and value is not None}
+        pipe.scheduler = copy.deepcopy(self.samplers[params.scheduler] if params.scheduler else pipe.scheduler)
+        generators = [torch.Generator().manual_seed(seed) for seed in params.seeds]
+        return pipe(**arguments, generator=generators)
+
+    def cost(self, params: Params) -> float:
+        return self.limits.cost(params)
+
+    def dropped_tokens(self, text: str) -> int:
+        """Tokens of `text` that no text encoder of this pipeline reads."""
+        counts = (len(tokenizer(text).input_ids) - longest for tokenizer, longest in self.tokenizers.items())
+        return max(min(counts, default=0), 0)
+
+
+def load(settings: Settings, report: Callable[[str], None]) -> TextToImage:
+    """Raises StartupErrors. `report` is told which phase begins."""
+    # Below errors, both libraries quote what the encoder cut off a prompt.
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    report("looking at the volume")
+    found = snapshot.find(settings.root, settings.model_id, settings.revision)
+    device = _device(settings.device)
+    dtype = _dtype(settings.dtype, device, found.variant)
+    report(f"reading {found.bytes / 1e9:.2f} GB of weights")
+    pipe = _read(found, dtype)
+    report(f"moving the weights to {device}")
+    pipe.to(device)
+    for component in pipe.components.values():
+        if isinstance(component, torch.nn.Module):
+            component.requires_grad_(False)
+    if dtype == torch.float16 and getattr(getattr(pipe, "vae", None), "config", {}).get("force_upcast"):
+        _keep_in_float32(pipe.vae)
+    pipe.set_progress_bar_config(disable=True)
+    samplers = _samplers(pipe.scheduler)
+    return TextToImage(pipe, found, read_limits(pipe, samplers, settings), samplers, _tokenizers(pipe))
+
+
+def _device(wanted: str) -> torch.device:
+    available = torch.cuda.is_available()
+    if wanted == "auto":
+        return torch.device("cuda" if available else "cpu")
+    device = torch.device(wanted)
+    if device.type == "cuda" and not (available and (device.index or 0) < torch.cuda.device_count()):
+        raise DeviceUnavailable(f"--device {wanted}: this process sees {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def _dtype(wanted: str, device: torch.device, variant: str | None) -> torch.dtype:
+    if wanted != "auto":
+        return _DTYPES[wanted]
+    if device.type == "cpu":
+        return torch.float32
+    return torch.float16 if variant == "fp16" or not torch.cuda.is_bf16_supported() else torch.bfloat16
+
+
+def _read(found: Snapshot, dtype: torch.dtype) -> Any:
+    """Nothing but safetensors and configuration from the snapshot itself is read; nothing is fetched or executed."""
+    try:
+        return diffusers.DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
+            found.path, dtype=dtype, variant=found.variant, use_safetensors=True, local_files_only=True
+        )
+    except (OSError, ValueError, TypeError, AttributeError, ImportError, KeyError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ModelNotLoadable(f"{found.pipeline} at {found.path} cannot be loaded: {reason}") from error
+
+
+def _keep_in_float32(vae: Any) -> None:
+    """A VAE that overflows in float16 is cast up and down by the pipeline inside each call, under every other request's
+    feet. Cast it once, and let its decoder take the half-precision latents as they come."""
+    vae.to(torch.float32)
+    decode = vae.decode
+    vae.decode = lambda latents, *args, **kwargs: decode(latents.float(), *args, **kwargs)
+
+
+def _samplers(own: Any) -> dict[str, Any]:
+    """The diffusers schedulers that can stand in for the model's own: those it calls compatible, and that really start."""
+    samplers = {type(own).__name__: own}
+    for kind in own.compatibles:
+        if kind.__name__ in samplers:
+            continue
+        try:
+            sampler = kind.from_config(own.config)
+            copy.deepcopy(sampler).set_timesteps(4)
+        except (ImportError, TypeError, ValueError, NotImplementedError, AttributeError, RuntimeError, IndexError):
+            continue
+        samplers[kind.__name__] = sampler
+    return dict(sorted(samplers.items()))
+
+
+def _tokenizers(pipe: Any) -> dict[PreTrainedTokenizerBase, int]:
+    default = inspect.signature(pipe.__call__).parameters.get("max_sequence_length")
+    asked = default.default if default and isinstance(default.default, int) else math.inf
+    longest: dict[PreTrainedTokenizerBase, int] = {}
+    for component in pipe.components.values():
+        if isinstance(component, PreTrainedTokenizerBase):
+            reads = component.model_max_length
+            reads = reads if isinstance(component, CLIPTokenizer) else min(reads, asked)
+            if reads < 1_000_000:  # transformers' way of saying "no limit" is a number of 31 digits
+                longest[copy.deepcopy(component)] = int(reads)
+    return longest
+
+
+# ---------------------------------------------------------------- what the pipeline says of itself
+
+
+def read_limits(pipe: Any, samplers: Mapping[str, Any], settings: Settings) -> Limits:
+    """Raises ModelNotLoadable for a pipeline that takes no prompt."""
+    signature = inspect.signature(pipe.__call__).parameters
+    if "prompt" not in signature:
+        raise ModelNotLoadable(f"{type(pipe).__name__} takes no prompt: it is no text-to-image pipeline")
+    supported = frozenset(signature) & frozenset(Params.__dataclass_fields__)
+    defaults = {name: parameter.default for name, parameter in signature.items()}
+    multiple = _multiple(pipe)
+    width, height = (max(side // multiple, 1) * multiple for side in _native_size(pipe))
+    guidance = settings.default_guidance if settings.default_guidance is not None else defaults.get("guidance_scale")
+    return Limits(
+        supported=supported,
+        width=width,
+        height=height,
+        multiple=multiple,
+        min_side=max(min(width, height) // 4 // multiple, 1) * multiple,
+        max_side=4 * max(width, height),
+        max_pixels=settings.max_pixels or 4 * width * height,
+        num_inference_steps=settings.default_steps or int(defaults.get("num_inference_steps", 1)),
+        max_steps=settings.max_steps,
+        guidance_scale=float(guidance) if isinstance(guidance, int | float) else None,
+        max_guidance=settings.max_guidance,
+        max_images=settings.max_images,
+        schedulers=tuple(samplers),
+        max_prompt_chars=settings.max_prompt_chars,
+        max_cost=settings.max_cost,
+    )
+
+
+def _denoiser_config(pipe: Any) -> Mapping[str, Any]:
+    denoiser = next((getattr(pipe, name) for name in DENOISERS if getattr(pipe, name, None) is not None), None)
+    return getattr(denoiser, "config", {})
+
+
+def _native_size(pipe: Any) -> tuple[int, int]:
+    """Width and height in pixels that the model was made for."""
+    sample = getattr(pipe, "default_sample_size", None) or _denoiser_config(pipe).get("sample_size")
+    if sample is None:
+        return _NATIVE_SIDE, _NATIVE_SIDE
+    height, width = sample if isinstance(sample, list | tuple) else (sample, sample)
+    factor = getattr(pipe, "vae_scale_factor", 8)
+    return int(width) * factor, int(height) * factor
+
+
+def _multiple(pipe: Any) -> int:
+    """Pixels that one denoiser token or latent stands for: sides must be a multiple. Where latents are packed two by two,
+    the image processor's factor has it; where the transformer cuts patches, its configuration."""
+    processor = getattr(getattr(pipe, "image_processor", None), "config", {})
+    factor = processor.get("vae_scale_factor") or getattr(pipe, "vae_scale_factor", 8)
+    patch = _denoiser_config(pipe).get("patch_size")
+    return int(factor or 1) * (patch if isinstance(patch, int) else 1)

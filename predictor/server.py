@@ -1,0 +1,160 @@
+"""HTTP: KServe's model server with our routes in front of its own, and a border around all of them."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import MutableMapping
+from typing import Any
+
+import kserve
+from fastapi import FastAPI, Request
+from kserve.errors import InvalidInput
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from predictor import telemetry, v1
+from predictor.errors import BodyTooLarge, Cancelled, NotServing, ServingError, UnknownModel
+from predictor.service import Service
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class Model(kserve.Model):  # type: ignore[misc]
+    """What KServe's own routes (lists, metadata, v2 readiness) see of the service."""
+
+    def __init__(self, service: Service) -> None:
+        super().__init__(service.name)
+        self._service = service
+
+    async def healthy(self) -> bool:
+        return self._service.ready
+
+    async def predict(self, payload: object, headers: object = None, response_headers: object = None) -> object:
+        raise InvalidInput(f"this model is served at POST /v1/models/{self.name}:predict")
+
+
+def add_routes(app: FastAPI, service: Service) -> None:
+    """Routes that stand before KServe's win over them, so this must come before the server starts."""
+
+    def check_name(name: str) -> None:
+        if name != service.name:
+            raise UnknownModel(f"no model of this name here; there is {service.name}")
+
+    async def predict(request: Request, name: str) -> Response:
+        check_name(name)
+        if not service.ready:  # before the body is looked at: a caller who must wait should know at once
+            raise NotServing(f"model {service.name} is not ready: {service.phase}", retry_after=5)
+        limit = service.settings.max_instances
+        call = v1.decode(await request.body(), request.headers.get("accept", ""), max_instances=limit)
+        answers = await service.generate(call.requests, request_id=request.state.request_id, gone=_gone(request))
+        reply = v1.encode(call, answers, service.name)
+        return Response(reply.body, media_type=reply.media_type, headers=dict(reply.headers))
+
+    async def readiness(name: str) -> Response:
+        check_name(name)
+        if not service.ready:
+            raise NotServing(f"model {service.name} is not ready: {service.phase}", retry_after=5)
+        return JSONResponse({"name": name, "ready": True})
+
+    async def liveness() -> Response:
+        return JSONResponse({"alive": service.alive}, status_code=200 if service.alive else 503)
+
+    app.add_api_route("/v1/models/{name}:predict", predict, methods=["POST"], response_model=None)
+    app.add_api_route("/v1/models/{name}", readiness, methods=["GET"], response_model=None)
+    app.add_api_route("/livez", liveness, methods=["GET"], response_model=None)
+    app.add_middleware(Border, max_body_bytes=service.settings.max_body_bytes)
+
+
+async def _gone(request: Request) -> None:
+    """Returns when the caller has closed the connection. The body must have been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class Border:
+    """Pure ASGI around everything: gives a request its id, counts its body, turns errors into answers, logs one line.
+
+    Foreign exceptions end here, told to the log by type and place and to the caller as nothing but a request id: KServe's
+    own last handler would send their text, and with it perhaps a prompt.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        exchange = _Exchange(scope, receive, send, self._max_body_bytes)
+        try:
+            # They load and unload models for anybody who asks; here the operator's manifest decides what is served.
+            if scope["path"].startswith("/v2/repository"):
+                await exchange.answer(403, "models are loaded and unloaded by the operator, not over HTTP")
+            else:
+                exchange.check_length()
+                await self._app(scope, exchange.receive, exchange.send)
+        except ServingError as error:
+            await exchange.answer(error.status, error.message, retry_after=error.retry_after)
+        except Exception as error:  # noqa: BLE001
+            telemetry.failure("request failed", error, request_id=exchange.id)
+            await exchange.answer(500, "internal error")
+        finally:
+            exchange.log()
+
+
+class _Exchange:
+    """One request and its answer, as the border sees them go by."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, max_body_bytes: int) -> None:
+        self._scope, self._receive, self._send = scope, receive, send
+        self._max_body_bytes = max_body_bytes
+        self._came = 0
+        self._begin = time.monotonic()
+        self._status: int | None = None
+        self._headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
+        given = self._headers.get("x-request-id", "")
+        self.id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = self.id
+
+    def check_length(self) -> None:
+        if int(self._headers.get("content-length", 0)) > self._max_body_bytes:
+            self._refuse_body()
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._came += len(message.get("body", b""))
+        if self._came > self._max_body_bytes:
+            self._refuse_body()
+        return message
+
+    def _refuse_body(self) -> None:
+        raise BodyTooLarge(f"body must be at most {self._max_body_bytes} bytes")
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            message["headers"] = [*message.get("headers", []), (b"x-request-id", self.id.encode())]
+        await self._send(message)
+
+    async def answer(self, status: int, error: str, *, retry_after: int | None = None) -> None:
+        """An error in the shape of KServe's own, unless the caller has gone or an answer has begun."""
+        if self._status is not None:
+            return
+        text = f"{error} (request id {self.id})" if status >= 500 and status != 503 else error
+        headers = {"retry-after": str(retry_after)} if retry_after else {}
+        if status == BodyTooLarge.status:
+            headers["connection"] = "close"  # or the rest of the body would be taken for the next request
+        if status == Cancelled.status:
+            self._status = status
+        else:
+            await JSONResponse({"error": text}, status, headers)(self._scope, self._receive, self.send)
+
+    def log(self) -> None:
+        """One line a request; good probes and scrapes, which come every few seconds, are left out."""
+        path, method = self._scope["path"], self._scope["method"]
+        if method == "GET" and self._status == 200:
+            return
+        milliseconds = round(1000 * (time.monotonic() - self._begin), 1)
+        telemetry.event("request", request_id=self.id, method=method, path=path, status=self._status, ms=milliseconds)

@@ -1,0 +1,180 @@
+"""Everything an operator can set, from flags and environment, in one frozen value. No other module reads either.
+
+A flag wins over its environment variable (--max-rows, PREDICTOR_MAX_ROWS), which wins over the default. What is unknown
+or does not parse ends the process with exit code 2 and one line that names it and says what is allowed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+_PREFIX = "PREDICTOR_"
+# Kubernetes describes a Service named "predictor" to its neighbours in variables of these names.
+_SERVICE_LINK = re.compile(_PREFIX + r"(SERVICE_|PORT)")
+
+
+# ---------------------------------------------------------------- how a text becomes a value; the error says what is allowed
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise ValueError(f"a whole number of at least {least}")
+        return int(text)
+
+    return parse
+
+
+def _number(least: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and value >= least):
+            raise ValueError(f"a number of at least {least:g}")
+        return value
+
+    return parse
+
+
+def _yes_or_no(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError("true or false")
+    return text.lower() == "true"
+
+
+def _matching(pattern: str, allowed: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(allowed)
+        return text
+
+    return parse
+
+
+_NAME = r"(?!\.+(/|$))[\w.-]+"
+
+
+def _option(default: Any, parse: Callable[[str], Any], text: str) -> Any:
+    return dataclasses.field(default=default, metadata={"parse": parse, "help": text})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One field, one flag. A default of None is taken from the model once it is known."""
+
+    model_id: str = _option("", _matching(f"{_NAME}/{_NAME}", "org/name"), "model to serve, as org/name below the root")
+    root: Path = _option(Path("/mnt/models"), Path, "the volume that the downloader filled")
+    revision: str = _option("main", _matching(f"{_NAME}(/{_NAME})*", "a ref or commit"), "ref or 40-digit commit to serve")
+    device: str = _option(
+        "auto",
+        _matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N"),
+        "auto, cpu, cuda or cuda:N; auto takes CUDA when there is a device",
+    )
+    dtype: str = _option(
+        "auto",
+        _matching("auto|float32|bfloat16|float16", "auto, float32, bfloat16 or float16"),
+        "auto, float32, bfloat16 or float16; auto is float32 on a CPU, and on CUDA bfloat16, or float16 for fp16 weights",
+    )
+
+    max_rows: int = _option(16, _whole(2), "rows that share one forward of the denoiser; a guided picture is two rows")
+    max_queue: int = _option(64, _whole(1), "pictures asked for and not yet answered, running ones included; more get 429")
+    timeout: float = _option(300.0, _number(1), "seconds from arrival until a request is given up with 504")
+    grace_period: float = _option(25.0, _number(0), "seconds that SIGTERM leaves to accepted requests")
+    hang_after: float = _option(120.0, _number(1), "seconds without a step, with work at hand, after which /livez says 503")
+
+    default_steps: int | None = _option(None, _whole(1), "num_inference_steps where a request names none")
+    default_guidance: float | None = _option(None, _number(0), "guidance_scale where a request names none")
+    max_steps: int = _option(150, _whole(1), "largest num_inference_steps")
+    max_guidance: float = _option(50.0, _number(0), "largest guidance_scale")
+    max_images: int = _option(4, _whole(1), "largest num_images_per_prompt")
+    max_instances: int = _option(16, _whole(1), "most instances in one request")
+    max_pixels: int | None = _option(None, _whole(1), "largest width x height; unset: four times the model's own size")
+    max_cost: float = _option(
+        16.0, _number(0.01), "largest pixels x steps x images of one request, in pictures of default size and steps"
+    )
+    max_prompt_chars: int = _option(4000, _whole(1), "longest prompt and negative prompt, in characters")
+    max_body_bytes: int = _option(1 << 20, _whole(1), "largest request body")
+    refuse_truncation: bool = _option(
+        False,
+        _yes_or_no,
+        "true: 400 for a prompt longer than the text encoder reads; false: the answer says how much was cut",
+    )
+    embed_prompt: bool = _option(True, _yes_or_no, "true: pictures carry their prompt in the metadata")
+
+    model_name: str = ""  # KServe's own flag, --model_name, or the environment that KServe injects
+
+    @property
+    def name(self) -> str:
+        """The `<name>` in /v1/models/<name>."""
+        return self.model_name or self.model_id.rsplit("/", 1)[-1].lower()
+
+
+_OPTIONS = {field.name: field for field in dataclasses.fields(Settings) if field.metadata}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"predictor: {message}\n")
+
+
+def new_parser() -> argparse.ArgumentParser:
+    """Our own flags. What it does not know is left to KServe's parser."""
+    parser = _Parser(
+        prog="python -m predictor",
+        usage="%(prog)s --model-id org/name [--root DIR] [options] [KServe's options]",
+        description="Serves a diffusers text-to-image pipeline from a volume, on KServe's model server.",
+        epilog="Each flag can be set by the environment too: --max-rows is PREDICTOR_MAX_ROWS. Of KServe's own options the "
+        "useful ones are --http_port (8080) and --model_name (default: INFERENCE_SERVICE_NAME, else the last part of "
+        "--model-id).",
+        allow_abbrev=False,
+    )
+    for name, field in _OPTIONS.items():
+        default = "" if field.default in ("", None) else f" (default: {str(field.default).lower()})"
+        parser.add_argument(_flag(name), metavar="…", help=field.metadata["help"] + default)
+    return parser
+
+
+def read(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> tuple[Settings, list[str]]:
+    """The settings, and the arguments that are not ours. Prints and exits: 2 on what it cannot take, 0 on --help."""
+    environ = os.environ if environ is None else environ
+    parser = new_parser()
+    flags, rest = parser.parse_known_args(argv)
+    for variable in environ:
+        if variable.startswith(_PREFIX) and not _SERVICE_LINK.match(variable) and variable not in map(_variable, _OPTIONS):
+            parser.error(f"environment variable {variable} is not known; see --help")
+    values: dict[str, Any] = {"model_name": _model_name(rest) or environ.get("INFERENCE_SERVICE_NAME", "")}
+    for name, field in _OPTIONS.items():
+        given = {_flag(name): getattr(flags, name), _variable(name): environ.get(_variable(name))}
+        source, text = next(((source, text) for source, text in given.items() if text is not None), (None, ""))
+        if source:
+            try:
+                values[name] = field.metadata["parse"](text)
+            except ValueError as error:
+                parser.error(f"{source} must be {error}, not {text!r}")
+    if not values.get("model_id"):
+        parser.error(f"--model-id (or {_variable('model_id')}) is missing: which model to serve, as org/name")
+    return Settings(**values), rest
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _variable(name: str) -> str:
+    return _PREFIX + name.upper()
+
+
+def _model_name(rest: Sequence[str]) -> str:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--model_name", default="")
+    return str(parser.parse_known_args(rest)[0].model_name)
