@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import transformers
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
 from predictor import snapshot
-from predictor.errors import DeviceUnavailable, ModelNotLoadable
+from predictor.errors import DeviceUnavailable, InvalidRequest, ModelNotLoadable
 from predictor.rendezvous import DENOISERS
 from predictor.request import Limits, Params
 from predictor.settings import Settings
@@ -48,6 +49,22 @@ class TextToImage:
 
     def cost(self, params: Params) -> float:
         return self.limits.cost(params)
+
+    def takes_steps(self, sampler: str | None, steps: int) -> bool:
+        """Whether a sampler can make so many steps: PNDM needs four, DDIM at most what it was trained with."""
+        probe = copy.deepcopy(self.samplers[sampler] if sampler else self.pipe.scheduler)
+        try:
+            probe.set_timesteps(steps)
+        except (ValueError, IndexError, RuntimeError):
+            return False
+        return True
+
+    def check_steps(self, params: Params, where: str) -> None:
+        """Raises InvalidRequest. A sampler that needs to know the picture's size first (FLUX's) is taken on trust."""
+        sampler, steps = params.scheduler, params.num_inference_steps
+        if not self.takes_steps(sampler, steps) and self.takes_steps(sampler, self.limits.num_inference_steps):
+            name = sampler or type(self.pipe.scheduler).__name__
+            raise InvalidRequest(f"{where}parameters.num_inference_steps must suit {name}, which cannot make {steps} steps")
 
     def dropped_tokens(self, text: str) -> int:
         """Tokens of `text` that no text encoder of this pipeline reads."""
@@ -100,9 +117,12 @@ def _dtype(wanted: str, device: torch.device, variant: str | None) -> torch.dtyp
 
 def _read(found: Snapshot, dtype: torch.dtype) -> Any:
     """Nothing but safetensors and configuration from the snapshot itself is read; nothing is fetched or executed."""
+    # An encoder that a repository leaves out (SD3 without T5) has to be left out by name as well.
+    index = json.loads((found.path / "model_index.json").read_bytes())
+    left_out = {name: None for name, value in index.items() if value == [None, None]}
     try:
         return diffusers.DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
-            found.path, dtype=dtype, variant=found.variant, use_safetensors=True, local_files_only=True
+            found.path, dtype=dtype, variant=found.variant, use_safetensors=True, local_files_only=True, **left_out
         )
     except (OSError, ValueError, TypeError, AttributeError, ImportError, KeyError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -128,6 +148,8 @@ def _samplers(own: Any) -> dict[str, Any]:
             copy.deepcopy(sampler).set_timesteps(4)
         except (ImportError, TypeError, ValueError, NotImplementedError, AttributeError, RuntimeError, IndexError):
             continue
+        if hasattr(sampler, "alphas_cumprod") != hasattr(own, "alphas_cumprod"):
+            continue  # noise on another scale than the model was trained with: it starts, and paints rubbish
         samplers[kind.__name__] = sampler
     return dict(sorted(samplers.items()))
 

@@ -152,9 +152,9 @@ class _Exchange:
             await JSONResponse({"error": text}, status, headers)(self._scope, self._receive, self.send)
 
     def log(self) -> None:
-        """One line a request; good probes and scrapes, which come every few seconds, are left out."""
+        """One line a request. Probes and scrapes come every few seconds and say what other lines have said: left out."""
         path, method = self._scope["path"], self._scope["method"]
-        if method == "GET" and self._status == 200:
+        if method == "GET" and self._status in (200, 503):
             return
         milliseconds = round(1000 * (time.monotonic() - self._begin), 1)
         telemetry.event("request", request_id=self.id, method=method, path=path, status=self._status, ms=milliseconds)

@@ -45,8 +45,9 @@ class Service:
         engine = Engine(model, max_rows=settings.max_rows, max_queue=settings.max_queue, hang_after=settings.hang_after)
         engine.start()
         self._enter("making a warm-up picture")
-        # Two steps: the second is the first that finds a sampler with a history.
-        params = parse(GenerateRequest(_WARM_UP, {"num_inference_steps": 2, "seed": 0}), model.limits)
+        # Few steps, yet two: the second is the first that finds a sampler with a history.
+        steps = next((few for few in (2, 4) if model.takes_steps(None, few)), 2)
+        params = parse(GenerateRequest(_WARM_UP, {"num_inference_steps": steps, "seed": 0}), model.limits)
         [job] = engine.submit([params], timeout=settings.timeout, request_id="warm-up")
         try:
             if not getattr(job.future.result().output, "images", None):
@@ -73,6 +74,8 @@ class Service:
         model, engine = self._model, self._engine
         params = [parse(request, model.limits) for request in requests]
         check_cost(params, model.limits)
+        for request, each in zip(requests, params, strict=True):
+            model.check_steps(each, request.where)
         dropped = [self._dropped(model, request, each) for request, each in zip(requests, params, strict=True)]
         jobs = engine.submit(params, timeout=self.settings.timeout, request_id=request_id)
         results = await self._results(engine, jobs, gone)

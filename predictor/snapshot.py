@@ -1,6 +1,6 @@
 """One model as it lies on the volume: found, checked against its manifest, refused when in doubt. Reads, never writes.
 
-    <root>/<org>/<name>/refs/<revision>                   text: the snapshot's directory name, <commit>[-<variant>]
+    <root>/<org>/<name>/refs/<revision, URL-quoted>       text: the snapshot's directory name, <commit>[-<variant>]
     <root>/<org>/<name>/snapshots/<commit>[-<variant>]/   model_index.json, unet/…, and manifest.json:
         {"format": 1, "repo", "commit", "variant": … | null, "pipeline", "files": [{"path", "size", "sha256"}, …]}
 
@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import quote
 
 from predictor.errors import ModelNotFound, SnapshotRefused
 
@@ -80,8 +81,8 @@ def _resolve(model: Path, revision: str) -> str:
 
 
 def ref_name(revision: str) -> str:
-    """refs/pr/1 is one file, not three directories: the downloader writes it so."""
-    return revision.replace("/", "--")
+    """One path segment: refs/pr/1 is the file refs%2Fpr%2F1, as the downloader writes it."""
+    return quote(revision, safe="")
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

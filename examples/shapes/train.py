@@ -310,7 +310,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pictures", type=int, default=24_000, help="how many are drawn (default: %(default)s)")
     parser.add_argument("--autoencoder-steps", type=int, default=2_000)
-    parser.add_argument("--denoiser-steps", type=int, default=8_500)
+    parser.add_argument("--denoiser-steps", type=int, default=6_000)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)

@@ -1,0 +1,96 @@
+"""A pipeline with the manners of a diffusers one and arithmetic that can be done in the head, for tests of logic."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from predictor.request import Params
+
+POISON = -1.0  # a row that no denoiser can bear
+
+
+def params(prompt: str = "p", **overrides: Any) -> Params:
+    given = {"width": 64, "height": 64, "num_inference_steps": 3, "seed": 1} | overrides
+    return Params(prompt=prompt, **given)
+
+
+class Denoiser(torch.nn.Module):
+    """Adds its scale to every element; remembers how many rows each forward had."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.config = {"sample_size": 8}
+        self.forwards: list[int] = []
+        self.before: Callable[[], None] = lambda: None
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, scale: torch.Tensor, return_dict: bool = True) -> tuple:
+        self.before()
+        self.forwards.append(len(sample))
+        if (sample == POISON).any():
+            raise ValueError("a prompt that must not be told")
+        assert timestep.shape == (len(sample),)
+        return (sample + scale,)
+
+
+class Pipe:
+    """Each step adds the seed to a latent of the asked size; the images are the sums."""
+
+    def __init__(self) -> None:
+        self.unet = Denoiser()
+        self.scheduler = None
+
+    @torch.no_grad()
+    def __call__(self, params: Params) -> SimpleNamespace:
+        count = params.num_images_per_prompt
+        sample = torch.zeros(count, 1, params.height // 8, params.width // 8)
+        if params.prompt == "poison":
+            sample += POISON
+        scale = torch.full((count, 1, 1, 1), float(params.seed))
+        for step in range(params.num_inference_steps):
+            if params.prompt == "fails late" and step == 2:
+                raise RuntimeError("a prompt that must not be told")
+            sample = self.unet(sample, torch.tensor(step), scale=scale, return_dict=False)[0]
+        return SimpleNamespace(images=[row.mean().item() for row in sample], grad=torch.is_grad_enabled())
+
+
+@dataclass
+class Model:
+    """What an Engine needs of a model, around `Pipe`."""
+
+    pipe: Pipe = field(default_factory=Pipe)
+
+    def generate(self, pipe: Pipe, params: Params) -> SimpleNamespace:
+        return pipe(params)
+
+    def cost(self, params: Params) -> float:
+        return params.num_inference_steps * params.num_images_per_prompt
+
+
+class Clock:
+    """Time that passes when told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Gate:
+    """Holds the denoiser inside a forward until opened: `entered` says that it is there."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.entered = threading.Event()
+        self.opened = threading.Event()
+        denoiser.before = self._wait
+
+    def _wait(self) -> None:
+        self.entered.set()
+        assert self.opened.wait(60)

@@ -1,0 +1,135 @@
+import json
+import shutil
+
+import pytest
+import torch
+
+import toys
+from fakes import params
+from predictor.errors import DeviceUnavailable, InvalidRequest, ModelNotLoadable
+from predictor.model import load, read_limits
+from predictor.settings import Settings
+
+
+def loaded(volume, **settings):
+    return load(Settings(model_id="toy/model", root=volume, **settings), lambda phase: None)
+
+
+@pytest.fixture(scope="module")
+def model(toy_volume):
+    return loaded(toy_volume)
+
+
+def test_phases_are_told_in_order(toy_volume):
+    phases: list[str] = []
+    load(Settings(model_id="toy/model", root=toy_volume), phases.append)
+    assert [phase.split()[0] for phase in phases] == ["looking", "reading", "moving"]
+
+
+def test_on_a_cpu_everything_is_float32_without_gradients(model):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device, which auto takes")
+    for part in (model.pipe.unet, model.pipe.vae, model.pipe.text_encoder):
+        assert part.dtype == torch.float32
+        assert not any(parameter.requires_grad for parameter in part.parameters())
+
+
+def test_dtype_can_be_chosen(toy_volume):
+    assert loaded(toy_volume, dtype="bfloat16", device="cpu").pipe.unet.dtype == torch.bfloat16
+
+
+def test_limits_come_from_the_pipeline(model):
+    limits = model.limits
+    assert (limits.width, limits.height, limits.multiple) == (32, 32, 2)
+    assert (limits.num_inference_steps, limits.guidance_scale) == (50, 7.5)
+    assert {"negative_prompt", "guidance_scale", "width"} <= limits.supported
+    assert limits.max_pixels == 4 * 32 * 32
+
+
+def test_settings_override_the_pipeline(model):
+    settings = Settings(model_id="a/b", default_steps=20, default_guidance=3.0, max_pixels=99)
+    limits = read_limits(model.pipe, model.samplers, settings)
+    assert (limits.num_inference_steps, limits.guidance_scale, limits.max_pixels) == (20, 3.0, 99)
+
+
+@pytest.mark.parametrize(
+    ("make", "multiple", "side"), [(toys.stable_diffusion_3, 4, 32), (toys.flux, 4, 256), (toys.stable_diffusion_xl, 2, 32)]
+)
+def test_sides_follow_patches_and_packing(make, multiple, side, tmp_path):
+    limits = read_limits(make(tmp_path), {}, Settings(model_id="a/b"))
+    assert (limits.multiple, limits.width, limits.height) == (multiple, side, side)
+
+
+def test_a_sampler_must_be_compatible_and_start(model):
+    assert {"DDIMScheduler", "EulerDiscreteScheduler", "PNDMScheduler"} <= set(model.samplers)
+    assert "FlowMatchEulerDiscreteScheduler" not in model.samplers
+    assert "EDMEulerScheduler" not in model.samplers
+
+
+@pytest.mark.parametrize("sampler", ["EulerDiscreteScheduler", "UniPCMultistepScheduler", "HeunDiscreteScheduler"])
+def test_every_sampler_makes_a_picture_and_leaves_the_model_its_own(model, sampler):
+    import copy
+
+    pipe = copy.copy(model.pipe)
+    with torch.no_grad():
+        output = model.generate(pipe, params(width=32, height=32, scheduler=sampler, guidance_scale=2.0))
+    assert output.images[0].size == (32, 32)
+    assert type(pipe.scheduler).__name__ == sampler
+    assert type(model.pipe.scheduler).__name__ == "DDIMScheduler"
+
+
+def test_a_sampler_that_cannot_make_so_many_steps_is_said(model):
+    assert model.takes_steps("PNDMScheduler", 4)
+    for sampler, steps in (("PNDMScheduler", 3), ("DDIMScheduler", 1001), (None, 1001)):
+        with pytest.raises(InvalidRequest, match=rf"must suit (PNDM|DDIM)Scheduler, which cannot make {steps} steps"):
+            model.check_steps(params(scheduler=sampler, num_inference_steps=steps), "")
+
+
+def test_a_sampler_that_waits_for_the_size_is_trusted(tmp_path):
+    toys.publish(toys.flux(tmp_path), tmp_path / "volume", "toy/model")
+    loaded(tmp_path / "volume").check_steps(params(num_inference_steps=1), "")
+
+
+def test_tokens_past_the_end_are_counted(model):
+    assert model.dropped_tokens("abcdefghijklmn") == 0  # 14 letters, start and end: 16
+    assert model.dropped_tokens("abcdefghijklmnop") == 2
+
+
+def test_the_encoder_that_reads_most_decides(tmp_path):
+    toys.publish(toys.flux(tmp_path), tmp_path / "volume", "toy/model")
+    flux = loaded(tmp_path / "volume")
+    assert sorted(flux.tokenizers.values()) == [16, 64]
+    assert flux.dropped_tokens("a" * 63) == 0
+    assert flux.dropped_tokens("a" * 70) == 7
+
+
+def test_half_precision_weights_with_a_vae_that_overflows_stay_shareable(tmp_path):
+    """SDXL in float16: the pipeline must not cast the shared VAE inside a call."""
+    toys.publish(toys.stable_diffusion_xl(tmp_path).to(torch.float16), tmp_path / "volume", "toy/model", variant="fp16")
+    model = loaded(tmp_path / "volume", dtype="float16", device="cpu")
+    assert (model.pipe.unet.dtype, model.pipe.vae.dtype) == (torch.float16, torch.float32)
+    with torch.no_grad():
+        output = model.generate(model.pipe, params(width=32, height=32, num_inference_steps=1, guidance_scale=1.0))
+    assert output.images[0].size == (32, 32)
+    assert model.pipe.vae.dtype == torch.float32
+
+
+def test_a_device_that_is_not_there_is_said(toy_volume):
+    with pytest.raises(DeviceUnavailable, match="--device cuda:99"):
+        loaded(toy_volume, device="cuda:99")
+
+
+def test_weights_that_do_not_fit_the_configuration_are_said(toy_volume, tmp_path):
+    volume = shutil.copytree(toy_volume, tmp_path / "volume")
+    path = volume / "toy/model/snapshots" / toys.COMMIT
+    index = json.loads((path / "model_index.json").read_text()) | {"_class_name": "NoSuchPipeline"}
+    (path / "model_index.json").write_text(json.dumps(index))
+    toys.write_manifest(path, "toy/model")
+    with pytest.raises(ModelNotLoadable, match="NoSuchPipeline at .* cannot be loaded: "):
+        loaded(volume)
+    (path / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"x" * 100)
+    index["_class_name"] = "StableDiffusionPipeline"
+    (path / "model_index.json").write_text(json.dumps(index))
+    toys.write_manifest(path, "toy/model")
+    with pytest.raises(ModelNotLoadable, match="StableDiffusionPipeline at .* cannot be loaded: "):
+        loaded(volume)
