@@ -6,6 +6,8 @@ VENV     ?= .venv
 ROOT     ?= demo-volume
 MODEL_ID ?= examples/shapes
 BIN      := $(VENV)/bin
+# The embedded model comes from this checkout, every other from the Hub.
+SOURCE   := $(if $(filter examples/shapes,$(MODEL_ID)),--source examples/shapes/model)
 
 .PHONY: demo serve download test lint images-test clean
 
@@ -16,7 +18,8 @@ serve: $(VENV)/.predictor
 	$(BIN)/python -m predictor --model-id $(MODEL_ID) --root $(ROOT) $(ARGS)
 
 download: $(VENV)/.predictor
-	$(BIN)/python -m downloader --model-id $(MODEL_ID) --root $(ROOT) $(ARGS)
+	mkdir -p $(ROOT)
+	$(BIN)/python -m downloader --model-id $(MODEL_ID) --root $(ROOT) $(SOURCE) $(ARGS)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)

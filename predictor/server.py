@@ -6,6 +6,7 @@ import re
 import time
 import uuid
 from collections.abc import MutableMapping
+from functools import partial
 from typing import Any
 
 import kserve
@@ -48,7 +49,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
             raise NotServing(f"model {service.name} is not ready: {service.phase}", retry_after=5)
         limit = service.settings.max_instances
         call = v1.decode(await request.body(), request.headers.get("accept", ""), max_instances=limit)
-        answers = await service.generate(call.requests, request_id=request.state.request_id, gone=_gone(request))
+        answers = await service.generate(call.requests, request_id=request.state.request_id, gone=partial(_gone, request))
         reply = v1.encode(call, answers, service.name)
         return Response(reply.body, media_type=reply.media_type, headers=dict(reply.headers))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
 from predictor import images, telemetry
@@ -14,7 +14,7 @@ from predictor.model import TextToImage, load
 from predictor.request import Answer, GenerateRequest, Params, check_cost, parse
 from predictor.settings import Settings
 
-Gone = Coroutine[Any, Any, None]
+Gone = Callable[[], Coroutine[Any, Any, object]]
 
 _WARM_UP = "a picture"
 _LOADING_RETRY = 5  # seconds
@@ -64,9 +64,7 @@ class Service:
         self.phase = phase
         telemetry.event(phase, model=self.name, **fields)
 
-    async def generate(
-        self, requests: Sequence[GenerateRequest], *, request_id: str, gone: Coroutine[Any, Any, None]
-    ) -> list[Answer]:
+    async def generate(self, requests: Sequence[GenerateRequest], *, request_id: str, gone: Gone) -> list[Answer]:
         """An answer for each request, in order, or a ServingError for all of them. `gone` returns when the caller is no longer
         there: then the work stops and Cancelled is raised."""
         if not self.ready or self._model is None or self._engine is None:
@@ -89,7 +87,7 @@ class Service:
 
     async def _results(self, engine: Engine, jobs: list[Job], gone: Gone) -> list[Result]:
         work = asyncio.gather(*(asyncio.wrap_future(job.future) for job in jobs))
-        watch = asyncio.create_task(gone)
+        watch = asyncio.create_task(gone())
         try:
             await _first_of(work, watch)
             if not work.done():

@@ -1,0 +1,151 @@
+"""The service with a real toy model, in one process and without HTTP."""
+
+import asyncio
+import io
+import shutil
+
+import pytest
+from PIL import Image
+
+import toys
+from predictor.errors import Cancelled, InvalidRequest, ModelNotFound, ModelNotLoadable, NotServing, QueueFull
+from predictor.images import provenance
+from predictor.request import GenerateRequest
+from predictor.service import Service
+from predictor.settings import Settings
+
+
+def new_service(volume, **settings) -> Service:
+    given = {"model_id": "toy/model", "root": volume, "device": "cpu", "default_steps": 2, "max_queue": 3, "max_cost": 1e6}
+    return Service(Settings(**given | settings))
+
+
+@pytest.fixture(scope="module")
+def service(toy_volume):
+    service = new_service(toy_volume)
+    service.load()
+    return service
+
+
+async def generate(service: Service, *requests, gone=None, **parameters):
+    requests = requests or (GenerateRequest("a cat", parameters),)
+    return await service.generate(requests, request_id="r", gone=gone or asyncio.Event().wait)
+
+
+async def accepted(service: Service) -> None:
+    """Lets the loop run until a request has reached the engine."""
+    while not service._engine.open_jobs:  # noqa: ASYNC110  it takes a turn or two of the loop, no time
+        await asyncio.sleep(0)
+
+
+def test_not_ready_says_where_it_stands(toy_volume):
+    service = new_service(toy_volume)
+    assert not service.ready and service.alive
+    with pytest.raises(NotServing, match="model model is not ready: starting") as refused:
+        asyncio.run(generate(service))
+    assert refused.value.retry_after
+
+
+def test_an_answer_holds_the_picture_and_how_it_was_made(service):
+    [answer] = asyncio.run(generate(service, seed=5, output_format="webp"))
+    assert list(answer.seconds) == ["queue", "generate", "encode"]
+    assert answer.seeds == (5,)
+    made = provenance(answer.images[0].data)
+    assert (made["prompt"], made["seed"], made["commit"]) == ("a cat", 5, toys.COMMIT)
+
+
+def test_prompts_can_be_kept_out_of_pictures(toy_volume):
+    service = new_service(toy_volume, embed_prompt=False)
+    service.load()
+    [answer] = asyncio.run(generate(service, negative_prompt="a dog"))
+    assert not {"prompt", "negative_prompt"} & set(provenance(answer.images[0].data))
+    assert b"a cat" not in answer.images[0].data
+
+
+def test_several_requests_are_answered_in_order_and_accepted_together(service):
+    two = [GenerateRequest("a", {"seed": 1, "width": 16}), GenerateRequest("b", {"seed": 2})]
+    answers = asyncio.run(generate(service, *two))
+    assert [Image.open(io.BytesIO(answer.images[0].data)).width for answer in answers] == [16, 32]
+    with pytest.raises(QueueFull):
+        asyncio.run(generate(service, *two, *two))
+    assert len(service._engine.open_jobs) == 0
+
+
+def test_one_bad_request_refuses_the_call(service):
+    with pytest.raises(InvalidRequest, match=r"^instances\[1\].prompt"):
+        asyncio.run(generate(service, GenerateRequest("a", {}), GenerateRequest(7, {}, "instances[1].")))
+
+
+def test_the_cost_of_a_call_is_bounded(toy_volume):
+    service = new_service(toy_volume, max_cost=2.0)
+    service.load()
+    with pytest.raises(InvalidRequest, match="at most 2 times a default picture"):
+        asyncio.run(generate(service, *[GenerateRequest("a", {})] * 3))
+
+
+def test_truncation_is_counted_or_refused(service, toy_volume):
+    long = "abcdefghijklmnopqrst"
+    [answer] = asyncio.run(generate(service, GenerateRequest(long, {"negative_prompt": long})))
+    assert answer.dropped_tokens == 12
+    strict = new_service(toy_volume, refuse_truncation=True)
+    strict.load()
+    with pytest.raises(InvalidRequest, match="prompt is 6 tokens longer"):
+        asyncio.run(generate(strict, GenerateRequest(long, {})))
+
+
+def test_a_caller_who_goes_away_frees_the_queue(service):
+    async def scenario():
+        gone = asyncio.Event()
+        work = asyncio.create_task(generate(service, gone=gone.wait, num_inference_steps=150, num_images_per_prompt=4))
+        await accepted(service)
+        [job] = service._engine.open_jobs
+        gone.set()
+        with pytest.raises(Cancelled):
+            await work
+        with pytest.raises(Cancelled):
+            await asyncio.wrap_future(job.future)
+
+    asyncio.run(scenario())
+    assert not service._engine.open_jobs
+
+
+def test_draining_finishes_what_was_accepted(toy_volume):
+    async def scenario():
+        work = asyncio.create_task(generate(service, num_inference_steps=20))
+        await accepted(service)
+        drain = asyncio.create_task(service.drain(asyncio.get_running_loop().create_future()))
+        [answer] = await work
+        assert answer.images
+        await drain
+        with pytest.raises(NotServing, match="draining"):
+            await generate(service)
+
+    service = new_service(toy_volume)
+    service.load()
+    asyncio.run(scenario())
+
+
+def test_hurry_ends_the_drain(toy_volume):
+    async def scenario():
+        work = asyncio.create_task(generate(service, num_inference_steps=150, num_images_per_prompt=4))
+        await accepted(service)
+        hurry = asyncio.get_running_loop().create_future()
+        hurry.set_result(None)
+        await service.drain(hurry)
+        with pytest.raises(NotServing, match="before the picture was finished"):
+            await work
+
+    service = new_service(toy_volume)
+    service.load()
+    asyncio.run(scenario())
+
+
+def test_what_cannot_be_loaded_is_raised(toy_volume, tmp_path):
+    with pytest.raises(ModelNotFound):
+        new_service(tmp_path).load()
+    volume = shutil.copytree(toy_volume, tmp_path / "volume")
+    tokenizer = volume / "toy/model/snapshots" / toys.COMMIT / "tokenizer/tokenizer_config.json"
+    tokenizer.write_text(tokenizer.read_text().replace('"model_max_length": 16', '"model_max_length": 99'))
+    toys.write_manifest(tokenizer.parent.parent, "toy/model")
+    with pytest.raises(ModelNotLoadable, match="loaded but failed on a warm-up picture"):
+        new_service(volume).load()
