@@ -1,5 +1,10 @@
-# make demo   a picture, from nothing: install, download to a local volume, serve, ask      make test   every test
-# make serve MODEL_ID=org/name ROOT=DIR    make download MODEL_ID=org/name ROOT=DIR         make lint   ruff, mypy, hadolint
+# make demo    a picture from nothing: install, download to a volume, serve, ask with the README's curl, stop
+# make serve   keep a server running        MODEL_ID=org/name ROOT=DIR ARGS='--max-rows 8'
+# make download  fill a volume              MODEL_ID=org/name ROOT=DIR ARGS='--variant fp16'
+# make test    every test                   ARGS='-k name'
+# make lint    ruff, mypy, hadolint
+# make images-test  build and run both container images with buildah: as root, with the base image at hand
+# make clean   remove what the above made
 
 PYTHON   ?= python3
 VENV     ?= .venv
@@ -9,7 +14,11 @@ BIN      := $(VENV)/bin
 # The embedded model comes from this checkout, every other from the Hub.
 SOURCE   := $(if $(filter examples/shapes,$(MODEL_ID)),--source examples/shapes/model)
 
-.PHONY: demo serve download test lint images-test clean
+.DEFAULT_GOAL := help
+.PHONY: help demo serve download test lint images-test clean
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
 
 demo: $(VENV)/.predictor
 	$(BIN)/python examples/demo.py --root $(ROOT) --out demo.png
@@ -30,7 +39,6 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile Dockerfile.downloader
 
-# Builds and runs both container images with buildah; needs root and the base image named in the Dockerfiles.
 images-test: $(VENV)/.test
 	$(BIN)/python -m pytest -m images $(ARGS)
 

@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -51,8 +51,8 @@ def port_to_use() -> int:
 
 
 @contextmanager
-def served(root: Path, port: int) -> Iterator[str]:
-    """The predictor as a process of its own; ends it. Yields its address."""
+def served(root: Path, port: int) -> Iterator[None]:
+    """The predictor as a process of its own, ready; ended on the way out."""
     url = f"http://localhost:{port}/v1/models/shapes"
     command = [sys.executable, "-m", "predictor", "--model-id", MODEL_ID, "--root", str(root), "--http_port", str(port)]
     log = root / "predictor.log"
@@ -64,7 +64,7 @@ def served(root: Path, port: int) -> Iterator[str]:
             if process.poll() is not None or time.monotonic() > end:
                 raise SystemExit(f"the predictor did not start; its log:\n{log.read_text()}")
             time.sleep(0.1)
-        yield url
+        yield
     finally:
         process.terminate()
         print(f"predictor stopped with code {process.wait(60)}; its log is {log}")
@@ -101,13 +101,11 @@ def main() -> None:
         command = [sys.executable, "-m", "downloader", "--model-id", MODEL_ID, "--source", source, "--root", str(root)]
         subprocess.run(command, cwd=HERE.parent, check=True)
     port = port_to_use()
-    begin = time.monotonic()
-    print("2. predictor: imports, weights, warm-up picture …", flush=True)
-    with served(root, port) as url:
-        print(f"    {time.monotonic() - begin:.1f} s; {url} says ready", flush=True)
+    with ExitStack() as stack:
+        with phase("2. predictor: imports, weights, warm-up picture"):
+            stack.enter_context(served(root, port))
         command = readme_curl(HERE.parent / "README.md", out, port)
-        print("   ", command[-1])
-        with phase("3. the README's curl"):
+        with phase(f"3. {command[-1]}"):
             subprocess.run(command, check=True)
     print(f"{args.out}: geometry sees a {described(out)}")
 

@@ -77,7 +77,7 @@ class Service:
         dropped = [self._dropped(model, request, each) for request, each in zip(requests, params, strict=True)]
         jobs = engine.submit(params, timeout=self.settings.timeout, request_id=request_id)
         results = await self._results(engine, jobs, gone)
-        return [await self._answer(model, *each) for each in zip(params, results, dropped, strict=True)]
+        return await asyncio.gather(*(self._answer(model, *each) for each in zip(params, results, dropped, strict=True)))
 
     def _dropped(self, model: TextToImage, request: GenerateRequest, params: Params) -> int:
         dropped = sum(model.dropped_tokens(text) for text in (params.prompt, params.negative_prompt) if text)

@@ -26,7 +26,7 @@ COLOURS = {
     "black": (20, 20, 20),
 }
 SHAPES = ("circle", "square", "triangle")
-SIZES = {"small": (9, 13), "large": (19, 24)}  # half the extent, in pixels: [least, most]
+SIZES = {"small": (11, 13), "large": (20, 23)}  # half the extent, in pixels: [least, most]
 
 WORDS = ("a", "an", "on", "background", "shape", *COLOURS, *SHAPES, *SIZES)
 
@@ -72,7 +72,7 @@ def draw(picture: Picture, rng: random.Random) -> Image.Image:
     """An RGB picture, SIDE x SIDE, the whole shape inside the frame."""
     half = rng.uniform(*SIZES[picture.size])
     room = SIDE / 2 - half - 2
-    x, y = (SIDE / 2 + rng.uniform(-1, 1) * min(room, 12) for _ in range(2))
+    x, y = (SIDE / 2 + rng.uniform(-1, 1) * min(room, 4) for _ in range(2))
     scale = _OVERSAMPLING
     canvas = Image.new("RGB", (SIDE * scale, SIDE * scale), COLOURS[picture.background])
     pen = ImageDraw.Draw(canvas)
