@@ -7,6 +7,8 @@ Exit codes: 0 stopped as asked · 2 usage · 20 model not on the volume · 21 sn
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import signal
 import sys
 import threading
@@ -50,7 +52,7 @@ class Process:
             telemetry.logger.critical(str(error), extra={"exit_code": error.exit_code})
             self._end_from_thread(error.exit_code, str(error))
         except Exception as error:  # noqa: BLE001  a half-loaded model must not stay up and answer 503 for ever
-            telemetry.failure("loading failed", error)
+            telemetry.failure("loading failed", **telemetry.described(error))
             self._end_from_thread(1, f"loading failed: {type(error).__name__}")
 
     def _end_from_thread(self, code: int, reason: str) -> None:
@@ -102,4 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    logging.shutdown()
+    # Past the interpreter's own end: a thread that is still loading or computing in C++ would abort it on the way.
+    os._exit(code)

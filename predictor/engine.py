@@ -20,7 +20,15 @@ from typing import Any, Protocol
 import torch
 
 from predictor import telemetry
-from predictor.errors import Cancelled, DeadlineExceeded, GenerationFailed, NotServing, QueueFull, ServingError
+from predictor.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    GenerationFailed,
+    InvalidRequest,
+    NotServing,
+    QueueFull,
+    ServingError,
+)
 from predictor.rendezvous import Guest, Rendezvous
 from predictor.request import Params
 from predictor.scheduler import Scheduler
@@ -45,6 +53,9 @@ class Pipeline(Protocol):
 
     def cost(self, params: Params) -> float:
         """Work, in any unit that adds up."""
+
+
+_FAILURES_OF_A_BROKEN_DEVICE = 5  # in a row, with no forward that worked between them
 
 
 class Job:
@@ -99,7 +110,7 @@ class Engine:
         hang_after: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`max_queue`: jobs accepted and unfinished, at most. `hang_after`: seconds without a step that count as hung."""
+        """`max_queue`: images accepted and unfinished, at most. `hang_after`: seconds without a step that count as hung."""
         self._pipeline = pipeline
         self._max_queue = max_queue
         self._hang_after = hang_after
@@ -115,6 +126,8 @@ class Engine:
         self._open: set[Job] = set()
         self._closed: ServingError | None = None
         self._speed: float | None = None  # cost per second while busy, moving average
+        self._forwards_per_step: dict[str | None, float] = {}  # by sampler, from finished jobs: Heun's makes two
+        self._failures = 0  # in a row
 
     # ------------------------------------------------------------ any thread
 
@@ -126,18 +139,28 @@ class Engine:
         now = self._clock()
         jobs = [Job(params, self._pipeline.cost(params), now + timeout, request_id, now) for params in requests]
         with self._lock:
-            if self._closed:
-                raise self._closed.with_traceback(None)
-            if len(self._open) + len(jobs) > self._max_queue:
-                raise QueueFull(
-                    f"{len(self._open)} of at most {self._max_queue} pictures are being made or waited for; "
-                    f"{len(jobs)} more do not fit",
-                    retry_after=self._seconds_of_work(),
-                )
+            self._check_room(sum(params.num_images_per_prompt for params in requests))
             self._open.update(jobs)
         for job in jobs:
             self._inbox.put(Submit(job))
         return jobs
+
+    def check_room(self, images: int) -> None:
+        """Raises as `submit` would, for callers who have work to do before it."""
+        with self._lock:
+            self._check_room(images)
+
+    def _check_room(self, images: int) -> None:
+        if self._closed:
+            raise self._closed.with_traceback(None)
+        if images > self._max_queue:
+            raise InvalidRequest(f"a request must ask for at most {self._max_queue} images in all, not {images}")
+        taken = sum(job.params.num_images_per_prompt for job in self._open)
+        if taken + images > self._max_queue:
+            raise QueueFull(
+                f"{taken} of at most {self._max_queue} pictures are being made or waited for; {images} more do not fit",
+                retry_after=self._seconds_of_work(),
+            )
 
     def cancel(self, job: Job) -> None:
         """Takes effect before the next forward; the job's future then raises Cancelled."""
@@ -161,13 +184,18 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """The thread runs, and is either idle or has made a step of late."""
-        return self._thread.is_alive() and (not self.open_jobs or self._clock() - self._heartbeat < self._hang_after)
+        """The thread runs, is either idle or has made a step of late, and not everything that it tries fails."""
+        stepping = not self.open_jobs or self._clock() - self._heartbeat < self._hang_after
+        return self._thread.is_alive() and stepping and self._failures < _FAILURES_OF_A_BROKEN_DEVICE
 
     def _seconds_of_work(self) -> int:
         """Until all that is open will be done, at the speed seen so far."""
-        work = sum(job.cost * _left(job) for job in self._open)
+        work = sum(job.cost * max(1 - job.step * self._share(job), 0) for job in self._open)
         return min(max(math.ceil(work / self._speed), 1), 600) if self._speed else 1
+
+    def _share(self, job: Job) -> float:
+        """Of a job's work that one forward does, as far as is known."""
+        return 1 / (job.params.num_inference_steps * self._forwards_per_step.get(job.params.scheduler, 1.0))
 
     # ------------------------------------------------------------ the engine's own thread
 
@@ -226,7 +254,9 @@ class Engine:
             return []
         outputs = self._attempt(self._rendezvous.forward, [job.guest.call for job in batch if job.guest])
         if not isinstance(outputs, _Failure):
+            self._failures = 0
             return list(outputs)
+        self._failures += len(batch) == 1
         return [outputs] if len(batch) == 1 else [output for job in batch for output in self._forward([job])]
 
     def _resume(self, job: Job, *output: Any) -> None:
@@ -235,11 +265,12 @@ class Engine:
         job.step += len(output)
         outcome = output[0] if output and isinstance(output[0], _Failure) else self._attempt(job.guest.proceed, *output)
         if isinstance(outcome, _Failure):
-            telemetry.failure("generation failed", outcome.error, request_id=job.request_id)
+            telemetry.failure("generation failed", request_id=job.request_id, **outcome.described)
             self._fail(job, GenerationFailed("generation failed"))
         elif job.guest.call is None:
             now, began = self._clock(), job.began or job.submitted
             seconds = {"queue": began - job.submitted, "generate": now - began}
+            self._forwards_per_step[job.params.scheduler] = max(job.step / job.params.num_inference_steps, 0.5)
             self._retire(job)
             job.future.set_result(Result(job.guest.result, seconds))
 
@@ -261,20 +292,17 @@ class Engine:
         try:
             return action(*arguments)
         except Exception as error:  # noqa: BLE001
-            return _Failure(error)
+            return _Failure(telemetry.described(error))
 
     def _note_speed(self, batch: list[Job], seconds: float) -> None:
         if batch and seconds > 0:
-            speed = sum(job.cost / job.params.num_inference_steps for job in batch) / seconds
+            speed = sum(job.cost * self._share(job) for job in batch) / seconds
             with self._lock:
                 self._speed = speed if self._speed is None else 0.9 * self._speed + 0.1 * speed
 
 
 @dataclass(frozen=True)
 class _Failure:
-    error: Exception
+    """What is left of an exception: the exception itself would keep the memory of the forward that raised it."""
 
-
-def _left(job: Job) -> float:
-    """Share of a job's work that is still to be done."""
-    return max(1 - job.step / job.params.num_inference_steps, 0.0)
+    described: dict[str, object]

@@ -6,6 +6,7 @@ No model family is named here: defaults come from the signature of the pipeline'
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import json
 import math
@@ -38,6 +39,7 @@ class TextToImage:
     limits: Limits
     samplers: Mapping[str, Any]  # diffusers schedulers by class name, each copied for every request
     tokenizers: Mapping[PreTrainedTokenizerBase, int]  # with the tokens that the encoder behind each reads
+    always: Mapping[str, Any]  # arguments that every call gets
 
     def generate(self, pipe: Any, params: Params) -> Any:
         """Calls `pipe`, a private copy of the pipeline. Noise is drawn on the CPU, so that a seed means the same picture on
@@ -45,19 +47,14 @@ class TextToImage:
         arguments = {name: value for name, value in vars(params).items() if name in self.limits.supported and value is not None}
         pipe.scheduler = copy.deepcopy(self.samplers[params.scheduler] if params.scheduler else pipe.scheduler)
         generators = [torch.Generator().manual_seed(seed) for seed in params.seeds]
-        return pipe(**arguments, generator=generators)
+        return pipe(**arguments, **self.always, generator=generators)
 
     def cost(self, params: Params) -> float:
         return self.limits.cost(params)
 
     def takes_steps(self, sampler: str | None, steps: int) -> bool:
         """Whether a sampler can make so many steps: PNDM needs four, DDIM at most what it was trained with."""
-        probe = copy.deepcopy(self.samplers[sampler] if sampler else self.pipe.scheduler)
-        try:
-            probe.set_timesteps(steps)
-        except (ValueError, IndexError, RuntimeError):
-            return False
-        return True
+        return _takes_steps(self.samplers[sampler] if sampler else self.pipe.scheduler, steps)
 
     def check_steps(self, params: Params, where: str) -> None:
         """Raises InvalidRequest. A sampler that needs to know the picture's size first (FLUX's) is taken on trust."""
@@ -86,7 +83,10 @@ def load(settings: Settings, report: Callable[[str], None]) -> TextToImage:
     report(f"reading {found.bytes / 1e9:.2f} GB of weights")
     pipe = _read(found, dtype)
     report(f"moving the weights to {device}")
-    pipe.to(device)
+    try:
+        pipe.to(device)
+    except torch.OutOfMemoryError as error:
+        raise ModelNotLoadable(f"{found.bytes / 1e9:.2f} GB of weights do not fit into the memory of {device}") from error
     for component in pipe.components.values():
         if isinstance(component, torch.nn.Module):
             component.requires_grad_(False)
@@ -94,7 +94,22 @@ def load(settings: Settings, report: Callable[[str], None]) -> TextToImage:
         _keep_in_float32(pipe.vae)
     pipe.set_progress_bar_config(disable=True)
     samplers = _samplers(pipe.scheduler)
-    return TextToImage(pipe, found, read_limits(pipe, samplers, settings), samplers, _tokenizers(pipe))
+    # Rounded to a table of sizes, a picture would be another than was asked for, checked and promised.
+    always = {"use_resolution_binning": False} if "use_resolution_binning" in _signature(pipe) else {}
+    return TextToImage(pipe, found, read_limits(pipe, samplers, settings), samplers, _tokenizers(pipe), always)
+
+
+def _signature(pipe: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(pipe.__call__).parameters
+
+
+@functools.lru_cache(maxsize=4096)  # some samplers take 30 ms to say
+def _takes_steps(sampler: Any, steps: int) -> bool:
+    try:
+        copy.deepcopy(sampler).set_timesteps(steps)
+    except (ValueError, IndexError, RuntimeError):
+        return False
+    return True
 
 
 def _device(wanted: str) -> torch.device:
@@ -138,14 +153,17 @@ def _keep_in_float32(vae: Any) -> None:
 
 
 def _samplers(own: Any) -> dict[str, Any]:
-    """The diffusers schedulers that can stand in for the model's own: those it calls compatible, and that really start."""
+    """The diffusers schedulers that can stand in for the model's own: those it calls compatible, and that really step."""
     samplers = {type(own).__name__: own}
+    latent = torch.zeros(1, 4, 8, 8)
     for kind in own.compatibles:
         if kind.__name__ in samplers:
             continue
         try:
             sampler = kind.from_config(own.config)
-            copy.deepcopy(sampler).set_timesteps(4)
+            probe = copy.deepcopy(sampler)
+            probe.set_timesteps(4)
+            probe.step(latent, probe.timesteps[0], latent)
         except (ImportError, TypeError, ValueError, NotImplementedError, AttributeError, RuntimeError, IndexError):
             continue
         if hasattr(sampler, "alphas_cumprod") != hasattr(own, "alphas_cumprod"):
@@ -155,7 +173,7 @@ def _samplers(own: Any) -> dict[str, Any]:
 
 
 def _tokenizers(pipe: Any) -> dict[PreTrainedTokenizerBase, int]:
-    default = inspect.signature(pipe.__call__).parameters.get("max_sequence_length")
+    default = _signature(pipe).get("max_sequence_length")
     asked = default.default if default and isinstance(default.default, int) else math.inf
     longest: dict[PreTrainedTokenizerBase, int] = {}
     for component in pipe.components.values():
@@ -172,31 +190,48 @@ def _tokenizers(pipe: Any) -> dict[PreTrainedTokenizerBase, int]:
 
 def read_limits(pipe: Any, samplers: Mapping[str, Any], settings: Settings) -> Limits:
     """Raises ModelNotLoadable for a pipeline that takes no prompt."""
-    signature = inspect.signature(pipe.__call__).parameters
+    signature = _signature(pipe)
     if "prompt" not in signature:
         raise ModelNotLoadable(f"{type(pipe).__name__} takes no prompt: it is no text-to-image pipeline")
-    supported = frozenset(signature) & frozenset(Params.__dataclass_fields__)
+    denoiser = _denoiser_config(pipe)
+    supported = frozenset(signature) & frozenset(Params.__dataclass_fields__) - _without_effect(signature, denoiser)
     defaults = {name: parameter.default for name, parameter in signature.items()}
     multiple = _multiple(pipe)
     width, height = (max(side // multiple, 1) * multiple for side in _native_size(pipe))
     guidance = settings.default_guidance if settings.default_guidance is not None else defaults.get("guidance_scale")
+    steps = settings.default_steps or int(defaults.get("num_inference_steps", 1))
+    # A table of positions of so many latents a side: larger pictures cannot be made.
+    reach = denoiser.get("pos_embed_max_size") or math.inf
     return Limits(
         supported=supported,
         width=width,
         height=height,
         multiple=multiple,
         min_side=max(min(width, height) // 4 // multiple, 1) * multiple,
-        max_side=4 * max(width, height),
+        max_side=int(min(4 * max(width, height), reach * multiple)),
         max_pixels=settings.max_pixels or 4 * width * height,
-        num_inference_steps=settings.default_steps or int(defaults.get("num_inference_steps", 1)),
+        num_inference_steps=min(steps, settings.max_steps),
         max_steps=settings.max_steps,
-        guidance_scale=float(guidance) if isinstance(guidance, int | float) else None,
+        guidance_scale=min(float(guidance), settings.max_guidance)
+        if "guidance_scale" in supported and isinstance(guidance, int | float)
+        else None,
         max_guidance=settings.max_guidance,
         max_images=settings.max_images,
         schedulers=tuple(samplers),
         max_prompt_chars=settings.max_prompt_chars,
         max_cost=settings.max_cost,
     )
+
+
+def _without_effect(signature: Mapping[str, inspect.Parameter], denoiser: Mapping[str, Any]) -> frozenset[str]:
+    """Arguments that a pipeline takes and does not use: better refused than obeyed in name only."""
+    idle = set()
+    if denoiser.get("guidance_embeds") is False:  # FLUX.1-schnell: distilled without guidance
+        idle.add("guidance_scale")
+    scale = signature.get("true_cfg_scale")
+    if scale and scale.default <= 1:  # FLUX.1: counts only beside a larger scale, which this API does not have
+        idle.add("negative_prompt")
+    return frozenset(idle)
 
 
 def _denoiser_config(pipe: Any) -> Mapping[str, Any]:
@@ -215,9 +250,9 @@ def _native_size(pipe: Any) -> tuple[int, int]:
 
 
 def _multiple(pipe: Any) -> int:
-    """Pixels that one denoiser token or latent stands for: sides must be a multiple. Where latents are packed two by two,
-    the image processor's factor has it; where the transformer cuts patches, its configuration."""
-    processor = getattr(getattr(pipe, "image_processor", None), "config", {})
-    factor = processor.get("vae_scale_factor") or getattr(pipe, "vae_scale_factor", 8)
+    """Pixels that one token or latent of the denoiser stands for: sides must be a multiple. Where latents are packed two by
+    two the image processor's factor has it; where the transformer cuts patches, its configuration."""
+    factor = int(getattr(pipe, "vae_scale_factor", 8))
+    packed = getattr(getattr(pipe, "image_processor", None), "config", {}).get("vae_scale_factor") or factor
     patch = _denoiser_config(pipe).get("patch_size")
-    return int(factor or 1) * (patch if isinstance(patch, int) else 1)
+    return int(packed) if packed != factor or not isinstance(patch, int) else factor * patch

@@ -17,6 +17,7 @@ from predictor.errors import InvalidRequest
 from predictor.images import FORMATS, EncodedImage
 
 SEEDS = 2**63  # seeds are below this
+_DRAWN_SEEDS = 2**32  # those we choose: JSON numbers are doubles to many clients, exact below 2**53
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Params:
 
 @dataclass(frozen=True)
 class Answer:
-    """`images[i]` was made with `seeds[i]`; `seconds` by phase, in the order in which they happened."""
+    """`images[i]` was made with `seeds[i]`; `seconds` by phase, in the order in which they happened. Sizes are those of the
+    images: some pipelines round what they are asked for."""
 
     params: Params
     images: tuple[EncodedImage, ...]
@@ -110,7 +112,7 @@ def parse(request: GenerateRequest, limits: Limits) -> Params:
         "num_inference_steps": limits.num_inference_steps,
         "guidance_scale": limits.guidance_scale,
     }
-    params = Params(prompt=prompt, **{"seed": secrets.randbelow(SEEDS), **defaults, **given})
+    params = Params(prompt=prompt, **{"seed": secrets.randbelow(_DRAWN_SEEDS), **defaults, **given})
     pixels = (params.width or 0) * (params.height or 0)
     if pixels > limits.max_pixels:
         raise InvalidRequest(
@@ -143,7 +145,7 @@ def _checks(limits: Limits) -> dict[str, _Check]:
         "height": side,
         "num_inference_steps": _whole(1, limits.max_steps),
         "guidance_scale": _number(0, limits.max_guidance),
-        "negative_prompt": lambda where, value: _text(where, value, limits.max_prompt_chars),
+        "negative_prompt": lambda where, value: value and _text(where, value, limits.max_prompt_chars),
         "num_images_per_prompt": _whole(1, limits.max_images),
     }
     checks = {name: check for name, check in of_the_pipeline.items() if name in limits.supported}
@@ -159,8 +161,6 @@ def _text(where: str, value: object, longest: int) -> str:
     if not isinstance(value, str):
         came = "nothing" if value is None else f"a JSON {_kind(value)}"
         raise InvalidRequest(f"{where} must be a string of 1 to {longest} characters, not {came}")
-    if where.endswith("negative_prompt") and not value:
-        return value
     if not value.strip() or len(value) > longest:
         raise InvalidRequest(f"{where} must be a string of 1 to {longest} characters, not blank or of {len(value)} characters")
     if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 import uuid
@@ -11,14 +12,18 @@ from typing import Any
 
 import kserve
 from fastapi import FastAPI, Request
-from kserve.errors import InvalidInput
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from predictor import telemetry, v1
-from predictor.errors import BodyTooLarge, Cancelled, NotServing, ServingError, UnknownModel
+from predictor.errors import BodyTooLarge, Cancelled, ServingError, UnknownModel
 from predictor.service import Service
 
+# KServe's routes that do harm here: they load and unload models for anybody who asks, or answer with parts of the body.
+_CLOSED = {
+    re.compile(r"/v2/repository\b"): (403, "models are loaded and unloaded by the operator, not over HTTP"),
+    re.compile(r"/v2/models/[^/]*/.*infer|/v[12]/.*:explain"): (501, "not served; ask POST /v1/models/<name>:predict"),
+}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -32,9 +37,6 @@ class Model(kserve.Model):  # type: ignore[misc]
     async def healthy(self) -> bool:
         return self._service.ready
 
-    async def predict(self, payload: object, headers: object = None, response_headers: object = None) -> object:
-        raise InvalidInput(f"this model is served at POST /v1/models/{self.name}:predict")
-
 
 def add_routes(app: FastAPI, service: Service) -> None:
     """Routes that stand before KServe's win over them, so this must come before the server starts."""
@@ -45,26 +47,24 @@ def add_routes(app: FastAPI, service: Service) -> None:
 
     async def predict(request: Request, name: str) -> Response:
         check_name(name)
-        if not service.ready:  # before the body is looked at: a caller who must wait should know at once
-            raise NotServing(f"model {service.name} is not ready: {service.phase}", retry_after=5)
+        service.check_ready()  # before the body is looked at: a caller who must wait should know at once
         limit = service.settings.max_instances
         call = v1.decode(await request.body(), request.headers.get("accept", ""), max_instances=limit)
         answers = await service.generate(call.requests, request_id=request.state.request_id, gone=partial(_gone, request))
-        reply = v1.encode(call, answers, service.name)
+        reply = await asyncio.to_thread(v1.encode, call, answers, service.name)  # base64 of many pictures takes its time
         return Response(reply.body, media_type=reply.media_type, headers=dict(reply.headers))
 
     async def readiness(name: str) -> Response:
         check_name(name)
-        if not service.ready:
-            raise NotServing(f"model {service.name} is not ready: {service.phase}", retry_after=5)
+        service.check_ready()
         return JSONResponse({"name": name, "ready": True})
 
     async def liveness() -> Response:
         return JSONResponse({"alive": service.alive}, status_code=200 if service.alive else 503)
 
     app.add_api_route("/v1/models/{name}:predict", predict, methods=["POST"], response_model=None)
-    app.add_api_route("/v1/models/{name}", readiness, methods=["GET"], response_model=None)
-    app.add_api_route("/livez", liveness, methods=["GET"], response_model=None)
+    app.add_api_route("/v1/models/{name}", readiness, methods=["GET", "HEAD"], response_model=None)
+    app.add_api_route("/livez", liveness, methods=["GET", "HEAD"], response_model=None)
     app.add_middleware(Border, max_body_bytes=service.settings.max_body_bytes)
 
 
@@ -90,16 +90,16 @@ class Border:
             return await self._app(scope, receive, send)
         exchange = _Exchange(scope, receive, send, self._max_body_bytes)
         try:
-            # They load and unload models for anybody who asks; here the operator's manifest decides what is served.
-            if scope["path"].startswith("/v2/repository"):
-                await exchange.answer(403, "models are loaded and unloaded by the operator, not over HTTP")
+            closed = next((answer for path, answer in _CLOSED.items() if path.match(scope["path"])), None)
+            if closed:
+                await exchange.answer(*closed)
             else:
                 exchange.check_length()
                 await self._app(scope, exchange.receive, exchange.send)
         except ServingError as error:
             await exchange.answer(error.status, error.message, retry_after=error.retry_after)
         except Exception as error:  # noqa: BLE001
-            telemetry.failure("request failed", error, request_id=exchange.id)
+            telemetry.failure("request failed", request_id=exchange.id, **telemetry.described(error))
             await exchange.answer(500, "internal error")
         finally:
             exchange.log()
@@ -154,7 +154,8 @@ class _Exchange:
 
     def log(self) -> None:
         """One line a request. Probes and scrapes come every few seconds and say what other lines have said: left out."""
-        path, method = self._scope["path"], self._scope["method"]
+        method, route = self._scope["method"], self._scope.get("route")
+        path = getattr(route, "path", None)  # as declared: what a caller wrote there is none of the log's business
         if method == "GET" and self._status in (200, 503):
             return
         milliseconds = round(1000 * (time.monotonic() - self._begin), 1)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 from predictor import images, telemetry
 from predictor.engine import Engine, Job, Result
-from predictor.errors import Cancelled, GenerationFailed, InvalidRequest, ModelNotLoadable, NotServing
+from predictor.errors import Cancelled, InvalidRequest, NotServing
 from predictor.model import TextToImage, load
 from predictor.request import Answer, GenerateRequest, Params, check_cost, parse
 from predictor.settings import Settings
+from predictor.warmup import warm_up
 
 Gone = Callable[[], Coroutine[Any, Any, object]]
 
-_WARM_UP = "a picture"
 _LOADING_RETRY = 5  # seconds
 
 
@@ -24,13 +26,24 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.name = settings.name
-        self.phase = "starting"  # for people: why it is not ready
+        self._phase = "starting"  # what it tells those who find it not ready
+        self._draining = False
         self._model: TextToImage | None = None
         self._engine: Engine | None = None
+        self._answering: set[asyncio.Task[Any]] = set()
+        self._work: set[asyncio.Task[Any]] = set()
+        # Tokenizers are not for two threads at once, and not for the event loop: thousands of characters take their time.
+        self._reader = ThreadPoolExecutor(1, "reader")
 
     @property
     def ready(self) -> bool:
-        return self.phase == "ready"
+        return self._engine is not None and self._engine.alive and not self._draining
+
+    def check_ready(self) -> None:
+        """Raises NotServing, with the reason."""
+        if not self.ready:
+            reason = "draining" if self._draining else self._phase if self._engine is None else "its device does not answer"
+            raise NotServing(f"model {self.name} is not ready: {reason}", retry_after=_LOADING_RETRY)
 
     @property
     def alive(self) -> bool:
@@ -38,73 +51,90 @@ class Service:
         return self._engine is None or self._engine.alive
 
     def load(self) -> None:
-        """Blocks until a first picture has been made. Raises StartupErrors."""
+        """Blocks until first pictures have been made. Raises StartupErrors."""
         begin = time.monotonic()
         model = load(self.settings, self._enter)
+        self._enter("making warm-up pictures")
+        shares = warm_up(model, self.settings.max_rows)
         settings = self.settings
-        engine = Engine(model, max_rows=settings.max_rows, max_queue=settings.max_queue, hang_after=settings.hang_after)
+        engine = Engine(
+            model,
+            max_rows=settings.max_rows if shares else 1,
+            max_queue=settings.max_queue,
+            hang_after=settings.hang_after,
+        )
         engine.start()
-        self._enter("making a warm-up picture")
-        # Few steps, yet two: the second is the first that finds a sampler with a history.
-        steps = next((few for few in (2, 4) if model.takes_steps(None, few)), 2)
-        params = parse(GenerateRequest(_WARM_UP, {"num_inference_steps": steps, "seed": 0}), model.limits)
-        [job] = engine.submit([params], timeout=settings.timeout, request_id="warm-up")
-        try:
-            if not getattr(job.future.result().output, "images", None):
-                raise ModelNotLoadable(f"{model.snapshot.pipeline} returned no images: it is no text-to-image pipeline")
-        except GenerationFailed as error:
-            raise ModelNotLoadable(
-                f"{model.snapshot.pipeline} loaded but failed on a warm-up picture; the log line before this says where"
-            ) from error
         self._model, self._engine = model, engine
-        if self.phase != "draining":
-            self._enter("ready", commit=model.snapshot.commit, seconds=round(time.monotonic() - begin, 2))
+        if not self._draining:
+            seconds = round(time.monotonic() - begin, 2)
+            self._enter("ready", commit=model.snapshot.commit, shares_forwards=shares, seconds=seconds)
 
     def _enter(self, phase: str, **fields: object) -> None:
-        self.phase = phase
+        self._phase = phase
         telemetry.event(phase, model=self.name, **fields)
 
     async def generate(self, requests: Sequence[GenerateRequest], *, request_id: str, gone: Gone) -> list[Answer]:
         """An answer for each request, in order, or a ServingError for all of them. `gone` returns when the caller is no longer
         there: then the work stops and Cancelled is raised."""
-        if not self.ready or self._model is None or self._engine is None:
-            raise NotServing(f"model {self.name} is not ready: {self.phase}", retry_after=_LOADING_RETRY)
+        self.check_ready()
+        assert self._model and self._engine
         model, engine = self._model, self._engine
         params = [parse(request, model.limits) for request in requests]
         check_cost(params, model.limits)
-        for request, each in zip(requests, params, strict=True):
-            model.check_steps(each, request.where)
-        dropped = [self._dropped(model, request, each) for request, each in zip(requests, params, strict=True)]
-        jobs = engine.submit(params, timeout=self.settings.timeout, request_id=request_id)
-        results = await self._results(engine, jobs, gone)
-        return await asyncio.gather(*(self._answer(model, *each) for each in zip(params, results, dropped, strict=True)))
+        engine.check_room(sum(each.num_images_per_prompt for each in params))
+        loop, pairs = asyncio.get_running_loop(), list(zip(requests, params, strict=True))
+        dropped = await loop.run_in_executor(self._reader, lambda: [self._read(model, *pair) for pair in pairs])
+        with self._being_answered():
+            jobs = engine.submit(params, timeout=self.settings.timeout, request_id=request_id)
+            try:
+                return await self._unless_gone(self._answers(model, jobs, dropped), gone)
+            finally:
+                for job in jobs:
+                    if not job.future.done():
+                        engine.cancel(job)
 
-    def _dropped(self, model: TextToImage, request: GenerateRequest, params: Params) -> int:
+    @contextmanager
+    def _being_answered(self) -> Iterator[None]:
+        """Lets a drain wait for the task of this request, which ends when its answer is on the wire."""
+        task = asyncio.current_task()
+        assert task
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+        yield
+
+    def _read(self, model: TextToImage, request: GenerateRequest, params: Params) -> int:
+        """Tokens that no encoder reads. Raises InvalidRequest."""
+        model.check_steps(params, request.where)
         dropped = sum(model.dropped_tokens(text) for text in (params.prompt, params.negative_prompt) if text)
         if dropped and self.settings.refuse_truncation:
             raise InvalidRequest(f"{request.where}prompt is {dropped} tokens longer than this model's text encoder reads")
         return dropped
 
-    async def _results(self, engine: Engine, jobs: list[Job], gone: Gone) -> list[Result]:
-        work = asyncio.gather(*(asyncio.wrap_future(job.future) for job in jobs))
-        watch = asyncio.create_task(gone())
+    async def _unless_gone(self, answers: Coroutine[Any, Any, list[Answer]], gone: Gone) -> list[Answer]:
+        work, watch = asyncio.create_task(answers), asyncio.create_task(gone())
+        self._work.add(work)
         try:
-            await _first_of(work, watch)
+            await asyncio.wait((work, watch), return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
                 raise Cancelled("the caller went away")
-            return list(work.result())
+            if work.cancelled():  # by a drain whose time is up
+                raise NotServing("this replica was shut down before the picture was finished", retry_after=1)
+            return work.result()
         finally:
-            watch.cancel()
+            self._work.discard(work)
             work.cancel()
-            for job in jobs:
-                if not job.future.done():
-                    engine.cancel(job)
+            watch.cancel()
+
+    async def _answers(self, model: TextToImage, jobs: list[Job], dropped: list[int]) -> list[Answer]:
+        results = await asyncio.gather(*(asyncio.wrap_future(job.future) for job in jobs))
+        finished = zip((job.params for job in jobs), results, dropped, strict=True)
+        return await asyncio.gather(*(self._answer(model, *each) for each in finished))
 
     async def _answer(self, model: TextToImage, params: Params, result: Result, dropped: int) -> Answer:
         begin = time.monotonic()
         pictures = await asyncio.gather(
             *(
-                asyncio.to_thread(images.encode, image, params.output_format, self._provenance(model, params, seed))
+                asyncio.to_thread(images.encode, image, params.output_format, self._provenance(model, params, seed, image.size))
                 for image, seed in zip(result.output.images, params.seeds, strict=True)
             )
         )
@@ -112,33 +142,27 @@ class Service:
         seconds = {**result.seconds, "encode": time.monotonic() - begin}
         return Answer(params, tuple(pictures), seconds, dropped, tuple(map(bool, flagged)) if flagged is not None else None)
 
-    def _provenance(self, model: TextToImage, params: Params, seed: int) -> Mapping[str, object]:
+    def _provenance(self, model: TextToImage, params: Params, seed: int, size: tuple[int, int]) -> Mapping[str, object]:
         """What to send to get the image again, alone."""
         kept = {name: value for name, value in vars(params).items() if value is not None}
         if not self.settings.embed_prompt:
             kept = {name: value for name, value in kept.items() if not name.endswith("prompt")}
-        asked = kept | {"seed": seed, "num_images_per_prompt": 1}
+        asked = kept | {"seed": seed, "width": size[0], "height": size[1], "num_images_per_prompt": 1}
         return {"model": model.snapshot.repo, "commit": model.snapshot.commit, "pipeline": model.snapshot.pipeline} | asked
 
     async def drain(self, hurry: asyncio.Future[None]) -> None:
-        """Takes no more work and waits for what is accepted, until `grace_period` is over or `hurry` is done; what is then
-        unfinished is answered with 503."""
-        self._enter("draining", open=len(self._engine.open_jobs) if self._engine else 0)
+        """Takes no more work and waits for what is accepted to be answered, until `grace_period` is over or `hurry` is done;
+        what is then unfinished is answered with 503."""
+        self._draining = True
+        telemetry.event("draining", model=self.name, requests=len(self._answering))
         if self._engine is None:
             return
-        reason = NotServing("this replica is shutting down", retry_after=1)
-        self._engine.close(reason)
-        accepted = asyncio.gather(*map(_ended, self._engine.open_jobs))
-        await _first_of(accepted, hurry, seconds=self.settings.grace_period)
-        accepted.cancel()
-        if unfinished := len(self._engine.open_jobs):
-            telemetry.event("grace period over", unfinished=unfinished)
-        self._engine.stop(NotServing("this replica was shut down before the picture was finished", retry_after=1))
-
-
-async def _first_of(*futures: asyncio.Future[Any], seconds: float | None = None) -> None:
-    await asyncio.wait(futures, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-
-
-async def _ended(job: Job) -> None:
-    await asyncio.wait({asyncio.wrap_future(job.future)})
+        self._engine.close(NotServing("this replica is shutting down", retry_after=1))
+        end = time.monotonic() + self.settings.grace_period
+        while self._answering and not hurry.done() and (left := end - time.monotonic()) > 0:
+            await asyncio.wait({*self._answering, hurry}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if self._answering:
+            telemetry.event("grace period over", unfinished=len(self._answering))
+        for work in self._work:
+            work.cancel()
+        self._engine.stop(NotServing("this replica has shut down", retry_after=1))

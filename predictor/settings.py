@@ -87,7 +87,7 @@ class Settings:
     )
 
     max_rows: int = _option(16, _whole(2), "rows that share one forward of the denoiser; a guided picture is two rows")
-    max_queue: int = _option(64, _whole(1), "pictures asked for and not yet answered, running ones included; more get 429")
+    max_queue: int = _option(64, _whole(1), "pictures asked for and not yet made, running ones included; more get 429")
     timeout: float = _option(300.0, _number(1), "seconds from arrival until a request is given up with 504")
     grace_period: float = _option(25.0, _number(0), "seconds that SIGTERM leaves to accepted requests")
     hang_after: float = _option(120.0, _number(1), "seconds without a step, with work at hand, after which /livez says 503")
@@ -163,7 +163,11 @@ def read(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> tuple
                 parser.error(f"{source} must be {error}, not {text!r}")
     if not values.get("model_id"):
         parser.error(f"--model-id (or {_variable('model_id')}) is missing: which model to serve, as org/name")
-    return Settings(**values), rest
+    settings = Settings(**values)
+    for default, most in (("default_steps", "max_steps"), ("default_guidance", "max_guidance")):
+        if (getattr(settings, default) or 0) > getattr(settings, most):
+            parser.error(f"{_flag(default)} must be at most {_flag(most)}, which is {getattr(settings, most):g}")
+    return settings, rest
 
 
 def _flag(name: str) -> str:

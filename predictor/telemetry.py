@@ -28,12 +28,13 @@ class JsonFormatter(logging.Formatter):
         }
         line |= {key: value for key, value in vars(record).items() if key not in _OWN and key not in ("message", "asctime")}
         if record.exc_info and record.exc_info[1]:
-            line |= _described(record.exc_info[1])
+            line |= described(record.exc_info[1])
         return json.dumps(line, default=str)
 
 
 def configure() -> None:
     """Takes over the logging of the process, KServe's and uvicorn's included."""
+    logging.captureWarnings(True)
     # KServe's and uvicorn's lines a request are replaced by one of our own; their errors stay.
     quiet = {"level": "WARNING", "handlers": ["stderr"], "propagate": False}
     logging.config.dictConfig(
@@ -55,12 +56,13 @@ def event(message: str, **fields: object) -> None:
     logger.info(message, extra=fields)
 
 
-def failure(message: str, error: BaseException, **fields: object) -> None:
-    """An error with its place, without its text."""
-    logger.error(message, extra={**fields, **_described(error)})
+def failure(message: str, **fields: object) -> None:
+    """Something broke; `fields` should hold what `described` makes of the exception."""
+    logger.error(message, extra=fields)
 
 
-def _described(error: BaseException) -> dict[str, object]:
+def described(error: BaseException) -> dict[str, object]:
+    """An exception by type and place, without its text and without keeping its frames alive."""
     frames = traceback.extract_tb(error.__traceback__)
     return {
         "error": type(error).__name__,

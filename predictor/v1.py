@@ -115,8 +115,8 @@ def _prediction(answer: Answer, model_name: str) -> dict[str, object]:
     made: dict[str, object] = {
         "model_name": model_name,
         "seed": params.seed,
-        "width": params.width,
-        "height": params.height,
+        "width": answer.images[0].width,
+        "height": answer.images[0].height,
         "num_inference_steps": params.num_inference_steps,
         "guidance_scale": params.guidance_scale,
         "scheduler": params.scheduler,

@@ -205,8 +205,8 @@ def test_kserve_routes_know_the_model_and_point_to_the_door(server):
     assert server.client.get("/v2/models/model/ready").json()["ready"] is True
     body = {"inputs": [{"name": "prompt", "datatype": "BYTES", "shape": [1], "data": [SECRET]}]}
     answer = server.client.post("/v2/models/model/infer", json=body)
-    assert answer.status_code == 400
-    assert "POST /v1/models/model:predict" in answer.json()["error"]
+    assert answer.status_code == 501
+    assert "POST /v1/models/<name>:predict" in answer.json()["error"]
     assert server.client.get("/metrics").status_code == 200
     assert server.client.get("/livez").json() == {"alive": True}
 
@@ -215,7 +215,7 @@ def test_every_answer_carries_a_request_id(server):
     assert server.predict(few(), headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
     assert len(server.predict([], headers={"x-request-id": "not well formed"}).headers["x-request-id"]) == 32
     line = server.wait_for(request_id="mine-1")
-    assert (line["message"], line["status"], line["path"]) == ("request", 200, "/v1/models/model:predict")
+    assert (line["message"], line["status"], line["path"]) == ("request", 200, "/v1/models/{name}:predict")
 
 
 def test_a_caller_who_goes_away_stops_the_work(server):
@@ -293,6 +293,8 @@ def test_the_port_is_open_before_the_model_is_loaded(toy_volume):
         early = [server.ready(), server.predict(few()), server.client.get("/livez")]
         server.wait_until_ready()
         assert server.ready().json() == {"name": "my-service", "ready": True}
+        assert server.client.head("/v1/models/my-service").status_code == 200
+        assert server.wait_for(message="ready")["shares_forwards"] is True
         for answer in early[:2]:
             assert answer.status_code == 503
             assert int(answer.headers["retry-after"]) >= 1
@@ -302,9 +304,10 @@ def test_the_port_is_open_before_the_model_is_loaded(toy_volume):
         assert server.process.wait(60) == 0
 
 
-def test_sigterm_while_loading_is_obeyed(toy_volume):
+@pytest.mark.parametrize("phase", ["looking at the volume", "moving the weights to cpu", "making warm-up pictures"])
+def test_sigterm_while_loading_is_obeyed(toy_volume, phase):
     with Server(arguments(toy_volume)) as server:
-        server.wait_for(message="looking at the volume")
+        server.wait_for(message=phase)
         server.terminate()
         assert server.process.wait(60) == 0
 

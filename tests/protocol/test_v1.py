@@ -16,7 +16,7 @@ SECONDS = {"queue": 0.001, "generate": 1.5, "encode": 0.02}
 
 def answer(count: int = 1, **fields) -> Answer:
     params = Params(**vars(PARAMS) | {"num_images_per_prompt": count})
-    return Answer(params, tuple(EncodedImage(b"png-%d" % i, "png") for i in range(count)), SECONDS, **fields)
+    return Answer(params, tuple(EncodedImage(b"png-%d" % i, "png", 64, 64) for i in range(count)), SECONDS, **fields)
 
 
 def test_a_prompt_asks_for_a_picture():

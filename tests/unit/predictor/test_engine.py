@@ -1,11 +1,13 @@
 import threading
+import weakref
 from concurrent.futures import wait
 
 import pytest
+import torch
 
 from fakes import Clock, Gate, Model, params
 from predictor.engine import Engine
-from predictor.errors import Cancelled, DeadlineExceeded, GenerationFailed, NotServing, QueueFull
+from predictor.errors import Cancelled, DeadlineExceeded, GenerationFailed, InvalidRequest, NotServing, QueueFull
 
 
 def new_engine(model: Model | None = None, **settings) -> Engine:
@@ -52,6 +54,64 @@ def test_all_of_a_call_is_accepted_or_none():
     with pytest.raises(QueueFull, match="2 of at most 3"):
         submit(engine, params(), params())
     assert len(engine.open_jobs) == 2
+
+
+def test_the_queue_counts_images_and_says_what_can_never_fit():
+    engine = new_engine(max_queue=4)
+    submit(engine, params(num_images_per_prompt=3))
+    with pytest.raises(QueueFull, match="3 of at most 4 pictures .* 2 more do not fit"):
+        engine.check_room(2)
+    engine.check_room(1)
+    with pytest.raises(InvalidRequest, match="at most 4 images in all, not 5"):
+        submit(engine, params(num_images_per_prompt=3), params(num_images_per_prompt=2))
+
+
+def test_a_sampler_that_takes_two_forwards_a_step_is_learned():
+    clock, model = Clock(), Model()
+    model.generate = lambda pipe, asked: pipe(params(num_inference_steps=2 * asked.num_inference_steps))
+    model.pipe.unet.before = lambda: setattr(clock, "now", clock.now + 1)  # a forward: 1 s
+    engine = new_engine(model, clock=clock, max_queue=1)
+    submit(engine, params(num_inference_steps=10, scheduler="Heun"))
+    run(engine)
+    submit(engine, params(num_inference_steps=10, scheduler="Heun"))
+    for _ in range(5):
+        engine.step()
+    with pytest.raises(QueueFull) as refused:
+        engine.check_room(1)
+    assert 10 <= refused.value.retry_after <= 16  # 15 forwards are left; the speed is still being learned
+
+
+def test_a_device_on_which_everything_fails_is_not_alive():
+    model = Model()
+    engine = new_engine(model)
+    engine.start()
+    for i in range(5):
+        assert engine.alive, i
+        [job] = submit(engine, params("poison", seed=0))
+        assert job.future.exception(timeout=60)
+    assert not engine.alive
+    [job] = submit(engine, params())
+    assert job.future.result(timeout=60)
+    assert engine.alive
+
+
+def test_a_failure_does_not_keep_the_memory_of_its_forward():
+    model, kept = Model(), []
+
+    def fail() -> None:
+        activation = torch.zeros(9)
+        kept.append(weakref.ref(activation))
+        raise RuntimeError("out of something")
+
+    model.pipe.unet.before = fail
+    engine = new_engine(model)
+    jobs = submit(engine, params(), params())
+    alive_at_retry = []
+    original = engine._forward
+    engine._forward = lambda batch: alive_at_retry.append([ref() is not None for ref in kept]) or original(batch)
+    run(engine)
+    assert all(job.future.exception() for job in jobs)
+    assert alive_at_retry == [[], [False], [False, False]]
 
 
 def test_retry_after_follows_the_measured_speed():

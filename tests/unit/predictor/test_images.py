@@ -19,6 +19,13 @@ def test_every_format_says_how_it_was_made(output_format):
     assert Image.open(io.BytesIO(encoded.data)).get_format_mimetype() == encoded.media_type
 
 
+@pytest.mark.parametrize("output_format", ["jpeg", "webp"])
+def test_prompts_too_long_for_exif_are_left_out_and_that_is_said(output_format):
+    made = {"seed": 7, "prompt": "🧀" * 4000, "negative_prompt": "🧀" * 4000}
+    assert provenance(encode(picture(), output_format, made).data) == {"seed": 7, "prompt_omitted": True}
+    assert provenance(encode(picture(), "png", made).data) == made
+
+
 def test_png_keeps_every_pixel():
     encoded = encode(picture(), "png", {})
     assert Image.open(io.BytesIO(encoded.data)).tobytes() == picture().tobytes()

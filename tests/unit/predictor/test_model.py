@@ -60,6 +60,37 @@ def test_sides_follow_patches_and_packing(make, multiple, side, tmp_path):
     assert (limits.multiple, limits.width, limits.height) == (multiple, side, side)
 
 
+def test_what_a_pipeline_takes_without_using_it_is_not_offered(tmp_path):
+    guided = toys.flux(tmp_path)
+    settings = Settings(model_id="a/b")
+    limits = read_limits(guided, {}, settings)
+    assert "guidance_scale" in limits.supported and limits.guidance_scale == 3.5
+    assert "negative_prompt" not in limits.supported  # without true_cfg_scale it does nothing
+    guided.transformer.register_to_config(guidance_embeds=False)
+    limits = read_limits(guided, {}, settings)
+    assert "guidance_scale" not in limits.supported and limits.guidance_scale is None
+
+
+def test_a_table_of_positions_bounds_the_sides(tmp_path):
+    pipe = toys.stable_diffusion_3(tmp_path)
+    pipe.transformer.register_to_config(pos_embed_max_size=10)
+    assert read_limits(pipe, {}, Settings(model_id="a/b")).max_side == 40
+
+
+def test_own_defaults_stay_within_the_bounds(model):
+    limits = read_limits(model.pipe, {}, Settings(model_id="a/b", max_steps=20, max_guidance=5.0))
+    assert (limits.num_inference_steps, limits.guidance_scale) == (20, 5.0)
+
+
+def test_samplers_that_fail_only_when_they_step_are_not_offered():
+    from diffusers import DPMSolverMultistepScheduler
+
+    from predictor.model import _samplers
+
+    flow = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    assert not {"DDIMScheduler", "EulerDiscreteScheduler", "PNDMScheduler"} & set(_samplers(flow))
+
+
 def test_a_sampler_must_be_compatible_and_start(model):
     assert {"DDIMScheduler", "EulerDiscreteScheduler", "PNDMScheduler"} <= set(model.samplers)
     assert "FlowMatchEulerDiscreteScheduler" not in model.samplers

@@ -96,8 +96,7 @@ def test_leaving_unwinds_the_pipeline_where_it_stands():
 def test_what_the_pipeline_raises_comes_out_of_proceed():
     rendezvous = Rendezvous(Pipe())
     guest = begin(rendezvous, "fails late")
-    for _ in range(1):
-        guest.proceed(*rendezvous.forward([guest.call]))
+    guest.proceed(*rendezvous.forward([guest.call]))
     with pytest.raises(RuntimeError):
         guest.proceed(*rendezvous.forward([guest.call]))
 

@@ -72,7 +72,7 @@ def test_an_answer_that_has_begun_is_not_begun_again(client):
 def test_a_caller_who_has_gone_is_sent_nothing_and_logged(client, caplog):
     with caplog.at_level("INFO", "predictor"):
         client.get("/fail/gone")
-    assert [record.status for record in caplog.records] == [499]
+    assert [(record.status, record.path) for record in caplog.records] == [(499, "/fail/{how}")]
 
 
 def test_probes_are_not_logged_and_requests_are(client, caplog):
@@ -100,3 +100,17 @@ def test_a_body_is_counted_announced_or_not(client):
 @pytest.mark.parametrize("path", ["/v2/repository/index", "/v2/repository/models/m/load", "/v2/repository/models/m/unload"])
 def test_kserve_repository_is_closed(client, path):
     assert client.post(path).status_code == 403
+
+
+@pytest.mark.parametrize("path", ["/v2/models/m/infer", "/v2/models/m/versions/1/infer", "/v1/models/m:explain"])
+def test_kserve_routes_that_would_quote_the_body_are_closed(client, path):
+    answer = client.post(path, json={"inputs": "zebra"})
+    assert answer.status_code == 501
+    assert "POST /v1/models/<name>:predict" in answer.json()["error"]
+    assert "zebra" not in answer.text
+
+
+def test_a_path_that_nobody_declared_is_not_logged(client, caplog):
+    with caplog.at_level("INFO", "predictor"):
+        assert client.get("/somebody/prompt").status_code == 404
+    assert [(record.path, record.status) for record in caplog.records] == [(None, 404)]

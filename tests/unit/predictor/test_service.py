@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import toys
-from predictor.errors import Cancelled, InvalidRequest, ModelNotFound, ModelNotLoadable, NotServing, QueueFull
+from predictor.errors import Cancelled, InvalidRequest, ModelNotFound, ModelNotLoadable, NotServing
 from predictor.images import provenance
 from predictor.request import GenerateRequest
 from predictor.service import Service
@@ -16,7 +16,7 @@ from predictor.settings import Settings
 
 
 def new_service(volume, **settings) -> Service:
-    given = {"model_id": "toy/model", "root": volume, "device": "cpu", "default_steps": 2, "max_queue": 3, "max_cost": 1e6}
+    given = {"model_id": "toy/model", "root": volume, "device": "cpu", "default_steps": 2, "max_queue": 6, "max_cost": 1e6}
     return Service(Settings(**given | settings))
 
 
@@ -32,10 +32,11 @@ async def generate(service: Service, *requests, gone=None, **parameters):
     return await service.generate(requests, request_id="r", gone=gone or asyncio.Event().wait)
 
 
-async def accepted(service: Service) -> None:
+async def accepted(service: Service, work: asyncio.Task) -> None:
     """Lets the loop run until a request has reached the engine."""
-    while not service._engine.open_jobs:  # noqa: ASYNC110  it takes a turn or two of the loop, no time
+    while not service._engine.open_jobs and not work.done():  # noqa: ASYNC110  a few turns of the loop, no time
         await asyncio.sleep(0)
+    assert not work.done(), work.result()
 
 
 def test_not_ready_says_where_it_stands(toy_volume):
@@ -66,8 +67,8 @@ def test_several_requests_are_answered_in_order_and_accepted_together(service):
     two = [GenerateRequest("a", {"seed": 1, "width": 16}), GenerateRequest("b", {"seed": 2})]
     answers = asyncio.run(generate(service, *two))
     assert [Image.open(io.BytesIO(answer.images[0].data)).width for answer in answers] == [16, 32]
-    with pytest.raises(QueueFull):
-        asyncio.run(generate(service, *two, *two))
+    with pytest.raises(InvalidRequest, match="at most 6 images in all, not 8"):
+        asyncio.run(generate(service, *[GenerateRequest("a", {"num_images_per_prompt": 4})] * 2))
     assert len(service._engine.open_jobs) == 0
 
 
@@ -97,7 +98,7 @@ def test_a_caller_who_goes_away_frees_the_queue(service):
     async def scenario():
         gone = asyncio.Event()
         work = asyncio.create_task(generate(service, gone=gone.wait, num_inference_steps=150, num_images_per_prompt=4))
-        await accepted(service)
+        await accepted(service, work)
         [job] = service._engine.open_jobs
         gone.set()
         with pytest.raises(Cancelled):
@@ -112,7 +113,7 @@ def test_a_caller_who_goes_away_frees_the_queue(service):
 def test_draining_finishes_what_was_accepted(toy_volume):
     async def scenario():
         work = asyncio.create_task(generate(service, num_inference_steps=20))
-        await accepted(service)
+        await accepted(service, work)
         drain = asyncio.create_task(service.drain(asyncio.get_running_loop().create_future()))
         [answer] = await work
         assert answer.images
@@ -128,7 +129,7 @@ def test_draining_finishes_what_was_accepted(toy_volume):
 def test_hurry_ends_the_drain(toy_volume):
     async def scenario():
         work = asyncio.create_task(generate(service, num_inference_steps=150, num_images_per_prompt=4))
-        await accepted(service)
+        await accepted(service, work)
         hurry = asyncio.get_running_loop().create_future()
         hurry.set_result(None)
         await service.drain(hurry)
@@ -149,3 +150,32 @@ def test_what_cannot_be_loaded_is_raised(toy_volume, tmp_path):
     toys.write_manifest(tokenizer.parent.parent, "toy/model")
     with pytest.raises(ModelNotLoadable, match="loaded but failed on a warm-up picture"):
         new_service(volume).load()
+
+
+@pytest.mark.parametrize("limits", [{"max_steps": 1, "default_steps": 1}, {"max_pixels": 100}, {"max_prompt_chars": 3}])
+def test_tight_limits_do_not_get_in_the_way_of_loading(toy_volume, limits):
+    service = new_service(toy_volume, **limits)
+    service.load()
+    assert service.ready
+
+
+def test_sigterm_while_loading_keeps_it_from_becoming_ready(toy_volume):
+    service = new_service(toy_volume)
+
+    async def drain():
+        await service.drain(asyncio.get_running_loop().create_future())
+
+    asyncio.run(drain())
+    service.load()
+    assert not service.ready
+    with pytest.raises(NotServing, match="draining"):
+        service.check_ready()
+
+
+def test_a_device_that_fails_all_the_time_is_not_ready(toy_volume):
+    service = new_service(toy_volume)
+    service.load()
+    service._engine._failures = 99
+    assert not service.ready and not service.alive
+    with pytest.raises(NotServing, match="its device does not answer"):
+        service.check_ready()

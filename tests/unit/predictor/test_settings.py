@@ -64,6 +64,8 @@ def test_the_name_is_that_of_the_inference_service_or_of_the_model():
         ([*MODEL, "--timeout", "nan"], "--timeout must be a number of at least 1"),
         ([*MODEL, "--embed-prompt", "yes"], "--embed-prompt must be true or false, not 'yes'"),
         ([*MODEL, "--device", "tpu"], "--device must be auto, cpu, cuda or cuda:N"),
+        ([*MODEL, "--default-steps", "99", "--max-steps", "20"], "--default-steps must be at most --max-steps, which is 20"),
+        ([*MODEL, "--default-guidance", "51"], "--default-guidance must be at most --max-guidance, which is 50"),
         ([*MODEL, "--dtype", "int8"], "--dtype must be auto, float32, bfloat16 or float16"),
     ],
 )

@@ -1,6 +1,7 @@
 import io
 import json
 import logging
+import warnings
 
 import pytest
 
@@ -15,6 +16,7 @@ def lines(monkeypatch):
     monkeypatch.setattr("sys.stderr", stream)
     telemetry.configure()
     yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+    logging.captureWarnings(False)
     for name, handlers in before.items():
         logging.getLogger(name).handlers = handlers
 
@@ -31,7 +33,7 @@ def test_a_failure_tells_type_and_place_and_not_its_text(lines):
     try:
         raise ValueError("somebody's prompt")
     except ValueError as error:
-        telemetry.failure("generation failed", error, request_id="r")
+        telemetry.failure("generation failed", request_id="r", **telemetry.described(error))
         logging.getLogger("kserve").error("Exception:", exc_info=error)
     ours, theirs = lines()
     for line in (ours, theirs):
@@ -39,6 +41,12 @@ def test_a_failure_tells_type_and_place_and_not_its_text(lines):
         assert "test_telemetry.py" in line["at"][-1]
         assert "somebody" not in json.dumps(line)
     assert ours["request_id"] == "r"
+
+
+def test_warnings_of_libraries_are_lines_of_json_too(lines):
+    warnings.warn("something will change", FutureWarning, stacklevel=1)
+    [line] = lines()
+    assert "something will change" in line["message"]
 
 
 def test_what_kserve_says_of_every_request_is_left_out(lines):
