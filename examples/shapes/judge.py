@@ -1,11 +1,12 @@
 """What is on a picture, read from its pixels by plain geometry: no model judges the model.
 
-The background is the colour of the frame, the shape is the largest patch that is closer to another colour. A triangle has a
-quarter of its area in the upper half of its bounding box, the others half of it; a square fills its box, a circle pi/4 of it.
+The background is the colour of the frame; the shape is the largest patch that is closer to another colour, and it is
+whichever ideal shape, drawn into the patch's bounding box, shares most with it (intersection over union).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,14 @@ _NAMES = list(COLOURS)
 _PALETTE = np.array([COLOURS[name] for name in _NAMES], dtype=float)  # [colours, 3]
 _DIFFERS = 60.0  # RGB distance from the background that cannot be noise
 _LEAST_PIXELS = 40  # fewer are speckle, not a shape
+
+
+# Whether a point belongs to the shape that fills the box from -1 to 1, y downwards.
+_IDEALS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "circle": lambda x, y: x**2 + y**2 <= 1,
+    "square": lambda x, y: np.full(np.broadcast(x, y).shape, True),
+    "triangle": lambda x, y: abs(x) <= (y + 1) / 2,
+}
 
 
 @dataclass(frozen=True)
@@ -42,8 +51,7 @@ def judge(image: Image.Image) -> Verdict:
     front = np.median(pixels[differs], axis=0)
     patch = _cropped(_largest_patch(_distance(pixels, front) < _distance(pixels, back)))  # edges where the two colours meet
     height, width = patch.shape
-    upper_share = patch[: height // 2].sum() / max(patch[: height // 2].sum() + patch[-(height // 2) :].sum(), 1)
-    shape = "triangle" if upper_share < 0.4 else "square" if patch.mean() > 0.88 else "circle"
+    shape = max(_IDEALS, key=lambda name: _overlap(patch, _IDEALS[name]))
     size = "small" if max(height, width) < 0.5 * len(pixels) else "large"
     return Verdict(background, _nearest(front), shape, size)
 
@@ -74,6 +82,14 @@ def _largest_patch(mask: np.ndarray) -> np.ndarray:
     if largest:
         found[tuple(np.array(list(largest)).T)] = True
     return found
+
+
+def _overlap(patch: np.ndarray, ideal: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> float:
+    """Intersection over union of a boolean [height, width] with an ideal shape of that size."""
+    height, width = patch.shape
+    y, x = ((np.arange(side) + 0.5) / side * 2 - 1 for side in (height, width))  # centres of the pixels
+    wanted = ideal(x[None, :], y[:, None])
+    return float((patch & wanted).sum() / (patch | wanted).sum())
 
 
 def _cropped(patch: np.ndarray) -> np.ndarray:
