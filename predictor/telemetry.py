@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 logger = logging.getLogger("predictor")
 
+_THEIRS = ("kserve", "kserve.trace", "uvicorn", "uvicorn.access", "uvicorn.error", "py.warnings")
 _OWN = set(vars(logging.makeLogRecord({})))
 
 
@@ -46,7 +47,7 @@ def configure() -> None:
             "root": {"level": "WARNING", "handlers": ["stderr"]},
             "loggers": {
                 "predictor": {"level": "INFO", "handlers": ["stderr"], "propagate": False},
-                **{name: quiet for name in ("kserve", "kserve.trace", "uvicorn", "uvicorn.access", "uvicorn.error")},
+                **{name: quiet for name in _THEIRS},
             },
         }
     )
