@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from predictor import images, telemetry
-from predictor.engine import Engine, Job, Result
+from predictor.engine import Engine
 from predictor.errors import Cancelled, InvalidRequest, NotServing
+from predictor.job import Job, Result
 from predictor.model import TextToImage, load
 from predictor.request import Answer, GenerateRequest, Params, check_cost, parse
 from predictor.settings import Settings
