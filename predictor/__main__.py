@@ -78,6 +78,8 @@ class Process:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    # The first process of a container ignores signals that it has no handler for, and imports take seconds.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     settings, rest = settings_module.read(sys.argv[1:] if argv is None else argv)
     # KServe parses sys.argv when it is imported and takes a prefix of its flags for the flag: leave it only what is its own.
     sys.argv = [sys.argv[0], *rest]
@@ -85,9 +87,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from kserve import ModelServer
     from kserve.model_server import app, parser
 
-    _, unknown = parser.parse_known_args(rest)
+    kserve, unknown = parser.parse_known_args(rest)
     if unknown:
         settings_module.new_parser().error(f"unknown argument {unknown[0]}; see --help")
+    if kserve.workers != 1:
+        settings_module.new_parser().error(f"--workers must be 1, not {kserve.workers}: one process owns the device")
 
     from predictor.server import Model, add_routes
     from predictor.service import Service

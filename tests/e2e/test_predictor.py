@@ -6,6 +6,7 @@ import json
 import shutil
 import socket
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -312,6 +313,22 @@ def test_sigterm_while_loading_is_obeyed(toy_volume, phase):
         assert server.process.wait(60) == 0
 
 
+def test_sigterm_while_importing_is_obeyed(toy_volume):
+    """As the first process of a container it would be ignored, were there no handler."""
+    code = (
+        "import os, signal, sys, builtins\n"
+        "from predictor import __main__\n"
+        "plain = builtins.__import__\n"
+        "def spy(name, *rest):\n"
+        "    if name == 'kserve': os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return plain(name, *rest)\n"
+        "builtins.__import__ = spy\n"
+        "__main__.main(sys.argv[1:])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments(toy_volume)], capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("spoil", "code", "text"),
     [
@@ -334,6 +351,7 @@ def test_a_model_that_cannot_be_served_ends_the_process(toy_volume, tmp_path, sp
     [
         (["--model-id", "a"], "--model-id must be org/name, not 'a'"),
         (["--model-id", "a/b", "--no-such-flag"], "unknown argument --no-such-flag"),
+        (["--model-id", "a/b", "--workers", "2"], "--workers must be 1, not 2"),
     ],
 )
 def test_usage_errors_are_one_line_and_code_2(argv, text):
