@@ -138,9 +138,14 @@ def _check_configs(path: Path) -> None:
             config = json.loads(file.read_bytes())
         except ValueError:
             raise SnapshotRefused(f"{file} is not JSON") from None
-        names_code = isinstance(config, dict) and (
-            "auto_map" in config
-            or any(key.startswith("_attn_implementation") and "/" in str(value) for key, value in config.items())
-        )
-        if names_code:
+        if _names_code(config):
             raise SnapshotRefused(f"{file} names code to run")
+
+
+def _names_code(config: object) -> bool:
+    if isinstance(config, list):
+        return any(map(_names_code, config))
+    if not isinstance(config, dict):
+        return False
+    kernel = any("attn_implementation" in key and "/" in str(value) for key, value in config.items())
+    return "auto_map" in config or kernel or any(map(_names_code, config.values()))

@@ -84,7 +84,8 @@ def test_a_link_is_refused(volume, path):
 
 
 @pytest.mark.parametrize(
-    "config", [{"auto_map": {"AutoModel": "x.Y"}}, {"_attn_implementation": "somebody/kernel"}, "not json"]
+    "config",
+    [{"auto_map": {"AutoModel": "x.Y"}}, {"_attn_implementation": "somebody/kernel"}, {"a": [{"auto_map": {}}]}, "not json"],
 )
 def test_configuration_that_names_code_is_refused(volume, path, config):
     (path / "text_encoder/config.json").write_text(config if isinstance(config, str) else json.dumps(config))
