@@ -31,6 +31,17 @@ _NATIVE_SIDE = 1024  # pixels, for a pipeline whose configuration does not tell
 
 
 @dataclass(frozen=True)
+class Tokenizer:
+    """A component's private copy, and how many of its tokens the encoder behind it reads, start and end included."""
+
+    encode: PreTrainedTokenizerBase
+    reads: int
+
+    def dropped(self, text: str) -> int:
+        return max(len(self.encode(text).input_ids) - self.reads, 0)
+
+
+@dataclass(frozen=True)
 class TextToImage:
     """A loaded pipeline. `generate` may run in one thread only, `dropped_tokens` in another: they share no tokenizer."""
 
@@ -38,7 +49,7 @@ class TextToImage:
     snapshot: Snapshot
     limits: Limits
     samplers: Mapping[str, Any]  # diffusers schedulers by class name, each copied for every request
-    tokenizers: Mapping[PreTrainedTokenizerBase, int]  # with the tokens that the encoder behind each reads
+    tokenizers: Mapping[str, Tokenizer]  # by component
     always: Mapping[str, Any]  # arguments that every call gets
 
     def generate(self, pipe: Any, params: Params) -> Any:
@@ -65,8 +76,7 @@ class TextToImage:
 
     def dropped_tokens(self, text: str) -> int:
         """Tokens of `text` that no text encoder of this pipeline reads."""
-        counts = (len(tokenizer(text).input_ids) - longest for tokenizer, longest in self.tokenizers.items())
-        return max(min(counts, default=0), 0)
+        return min((tokenizer.dropped(text) for tokenizer in self.tokenizers.values()), default=0)
 
 
 def load(settings: Settings, report: Callable[[str], None]) -> TextToImage:
@@ -172,17 +182,18 @@ def _samplers(own: Any) -> dict[str, Any]:
     return dict(sorted(samplers.items()))
 
 
-def _tokenizers(pipe: Any) -> dict[PreTrainedTokenizerBase, int]:
+def _tokenizers(pipe: Any) -> dict[str, Tokenizer]:
+    """What configuration and signature say of them; the warm-up picture corrects that where a pipeline has its own mind."""
     default = _signature(pipe).get("max_sequence_length")
     asked = default.default if default and isinstance(default.default, int) else math.inf
-    longest: dict[PreTrainedTokenizerBase, int] = {}
-    for component in pipe.components.values():
+    found = {}
+    for name, component in pipe.components.items():
         if isinstance(component, PreTrainedTokenizerBase):
             reads = component.model_max_length
             reads = reads if isinstance(component, CLIPTokenizer) else min(reads, asked)
             if reads < 1_000_000:  # transformers' way of saying "no limit" is a number of 31 digits
-                longest[copy.deepcopy(component)] = int(reads)
-    return longest
+                found[name] = Tokenizer(copy.deepcopy(component), int(reads))
+    return found
 
 
 # ---------------------------------------------------------------- what the pipeline says of itself

@@ -56,7 +56,7 @@ class Service:
         begin = time.monotonic()
         model = load(self.settings, self._enter)
         self._enter("making warm-up pictures")
-        shares = warm_up(model, self.settings.max_rows)
+        model, shares = warm_up(model, self.settings.max_rows)
         settings = self.settings
         engine = Engine(
             model,

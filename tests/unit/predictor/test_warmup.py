@@ -1,3 +1,4 @@
+import dataclasses
 import logging
 
 import pytest
@@ -16,7 +17,7 @@ def model(toy_volume):
 
 
 def test_a_denoiser_that_treats_rows_alike_may_be_shared(model):
-    assert warm_up(model, max_rows=16)
+    assert warm_up(model, max_rows=16)[1]
 
 
 def test_one_that_looks_at_the_number_of_rows_may_not(model, caplog):
@@ -28,7 +29,7 @@ def test_one_that_looks_at_the_number_of_rows_may_not(model, caplog):
 
     model.pipe.unet.register_forward_hook(swap_halves)
     with caplog.at_level(logging.INFO, "predictor"):
-        assert not warm_up(model, max_rows=16)
+        assert not warm_up(model, max_rows=16)[1]
     assert "take turns" in caplog.text
 
 
@@ -38,7 +39,7 @@ def test_one_that_fails_with_company_may_not(model):
             raise ValueError("two at most")
 
     model.pipe.unet.register_forward_pre_hook(refuse, with_kwargs=True)
-    assert warm_up(model, max_rows=16)  # made again one by one, they agree: slower, and right
+    assert warm_up(model, max_rows=16)[1]  # made again one by one, they agree: slower, and right
 
 
 def test_no_picture_at_all_is_an_error(model, monkeypatch):
@@ -53,10 +54,42 @@ def test_no_picture_at_all_is_an_error(model, monkeypatch):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_passes_the_check(toy_volume, dtype):
     half = load(Settings(model_id="toy/model", root=toy_volume, device="cpu", dtype=dtype), lambda phase: None)
-    assert warm_up(half, max_rows=16)
+    assert warm_up(half, max_rows=16)[1]
 
 
 @pytest.mark.parametrize("make", [toys.stable_diffusion_xl, toys.stable_diffusion_3])
 def test_other_families_pass_too(make, tmp_path):
     toys.publish(make(tmp_path), tmp_path / "volume", "toy/model")
-    assert warm_up(load(Settings(model_id="toy/model", root=tmp_path / "volume"), lambda phase: None), max_rows=16)
+    loaded = load(Settings(model_id="toy/model", root=tmp_path / "volume"), lambda phase: None)
+    warm, shares = warm_up(loaded, max_rows=16)
+    assert shares
+    assert {name: each.reads for name, each in warm.tokenizers.items()} == {"tokenizer": 16, "tokenizer_2": 16}
+
+
+def test_where_a_pipeline_cuts_is_seen_in_what_it_does(model):
+    """As HunyuanDiT and Kandinsky do: a length that no signature tells, and words of its own around the prompt."""
+    own = type(model.pipe)
+
+    class Wordy(own):
+        def encode_prompt(self, prompt, *args, **kwargs):
+            text = [f"draw:{each}" for each in ([prompt] if isinstance(prompt, str) else prompt)]
+            self.tokenizer(text, padding="max_length", max_length=12, truncation=True)
+            return super().encode_prompt(prompt, *args, **kwargs)
+
+    model.pipe.__class__ = Wordy
+    warm, shares = warm_up(model, max_rows=16)
+    assert shares
+    assert model.tokenizers["tokenizer"].reads == 16
+    assert warm.tokenizers["tokenizer"].reads == 12 - len("draw:")
+    assert warm.dropped_tokens("abcdefgh") == 3  # with start and end 10 tokens, of which 7 are read
+    assert type(warm.pipe.tokenizer) is type(model.tokenizers["tokenizer"].encode)
+
+
+def test_flux_reads_with_its_longer_encoder(tmp_path):
+    toys.publish(toys.flux(tmp_path), tmp_path / "volume", "toy/model")
+    loaded = load(Settings(model_id="toy/model", root=tmp_path / "volume"), lambda phase: None)
+    small = dataclasses.replace(loaded, limits=dataclasses.replace(loaded.limits, width=64, height=64))
+    warm, shares = warm_up(small, max_rows=16)
+    assert shares
+    assert warm.tokenizers["tokenizer"].reads == 16
+    assert warm.tokenizers["tokenizer_2"].reads == 512  # what the pipeline asks for, whatever the tokenizer's own length
