@@ -1,6 +1,8 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import toys
 
@@ -11,3 +13,11 @@ def toy_volume(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("toy")
     toys.publish(toys.stable_diffusion(folder), folder / "volume", "toy/model")
     return folder / "volume"
+
+
+@pytest.fixture(autouse=True)
+def gradients() -> Iterator[None]:
+    """As they were: a test that steps an engine in its own thread leaves them to whichever pipeline ended last."""
+    before = torch.is_grad_enabled()
+    yield
+    torch.set_grad_enabled(before)
