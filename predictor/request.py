@@ -145,7 +145,7 @@ def _checks(limits: Limits) -> dict[str, _Check]:
         "height": side,
         "num_inference_steps": _whole(1, limits.max_steps),
         "guidance_scale": _number(0, limits.max_guidance),
-        "negative_prompt": lambda where, value: value and _text(where, value, limits.max_prompt_chars),
+        "negative_prompt": lambda where, value: "" if value == "" else _text(where, value, limits.max_prompt_chars),
         "num_images_per_prompt": _whole(1, limits.max_images),
     }
     checks = {name: check for name, check in of_the_pipeline.items() if name in limits.supported}

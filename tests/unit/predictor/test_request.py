@@ -89,7 +89,9 @@ def test_bad_parameters_are_named_with_what_came_and_what_is_allowed(parameters,
     assert message in refused.value.message
 
 
-@pytest.mark.parametrize("prompt", ["  ", "z" * 101, "zzz\0byte", "zzz\ud800gate", 7, True, ["zzz"], {"zzz": 1}])
+@pytest.mark.parametrize(
+    "prompt", ["  ", "z" * 101, "zzz\0byte", "zzz\ud800gate", 7, True, ["zzz"], {"zzz": 1}, 0, False, [], {}]
+)
 @pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
 def test_bad_prompts_are_refused_and_never_quoted(field, prompt):
     with pytest.raises(InvalidRequest) as refused:
