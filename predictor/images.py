@@ -41,8 +41,7 @@ def encode(image: Image.Image, output_format: str, provenance: Mapping[str, obje
     """`provenance` must survive JSON."""
     text = json.dumps(provenance)
     if output_format != "png" and len(text) > _EXIF_BYTES:
-        kept = {name: value for name, value in provenance.items() if not name.endswith("prompt")}
-        text = json.dumps(kept | {"prompt_omitted": True})
+        text = json.dumps(without_prompts(provenance) | {"prompt_omitted": True})
     options: dict[str, object] = dict(_OPTIONS[output_format])
     if output_format == "png":
         info = PngInfo()
@@ -55,6 +54,10 @@ def encode(image: Image.Image, output_format: str, provenance: Mapping[str, obje
     file = io.BytesIO()
     image.save(file, output_format.upper(), **options)
     return EncodedImage(file.getvalue(), output_format, image.width, image.height)
+
+
+def without_prompts(provenance: Mapping[str, object]) -> dict[str, object]:
+    return {name: value for name, value in provenance.items() if name not in ("prompt", "negative_prompt")}
 
 
 def provenance(file: bytes) -> dict[str, object]:

@@ -103,21 +103,28 @@ class Rendezvous:
         return _split(output, [call.rows for call in calls])
 
 
-class _Door:
-    """Looks like the denoiser (config, dtype, isinstance, context managers), but calling it parks the caller."""
+class StandIn:
+    """Passes for a component of a pipeline (isinstance, attributes, context managers) in everything but the call."""
 
-    def __init__(self, module: torch.nn.Module) -> None:
-        self._module = module
-        self._names = tuple(inspect.signature(module.forward).parameters)
-        # The same position ids come with every step of a request: fingerprint them once, not once a step.
-        self._fingerprints: WeakIdKeyDictionary = WeakIdKeyDictionary()
+    def __init__(self, original: Any) -> None:
+        self._original = original
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        return type(self._module)
+        return type(self._original)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
+        return getattr(self._original, name)
+
+
+class _Door(StandIn):
+    """The denoiser as a request sees it: calling it parks the caller."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__(module)
+        self._names = tuple(inspect.signature(module.forward).parameters)
+        # The same position ids come with every step of a request: fingerprint them once, not once a step.
+        self._fingerprints: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call = self._describe(dict(zip(self._names, args, strict=False)) | kwargs)

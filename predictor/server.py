@@ -156,7 +156,7 @@ class _Exchange:
         """One line a request. Probes and scrapes come every few seconds and say what other lines have said: left out."""
         method, route = self._scope["method"], self._scope.get("route")
         path = getattr(route, "path", None)  # as declared: what a caller wrote there is none of the log's business
-        if method == "GET" and self._status in (200, 503):
+        if method in ("GET", "HEAD") and self._status in (200, 503):
             return
         milliseconds = round(1000 * (time.monotonic() - self._begin), 1)
         telemetry.event("request", request_id=self.id, method=method, path=path, status=self._status, ms=milliseconds)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 from predictor import images, telemetry
@@ -85,23 +84,21 @@ class Service:
         engine.check_room(sum(each.num_images_per_prompt for each in params))
         loop, pairs = asyncio.get_running_loop(), list(zip(requests, params, strict=True))
         dropped = await loop.run_in_executor(self._reader, lambda: [self._read(model, *pair) for pair in pairs])
-        with self._being_answered():
-            jobs = engine.submit(params, timeout=self.settings.timeout, request_id=request_id)
-            try:
-                return await self._unless_gone(self._answers(model, jobs, dropped), gone)
-            finally:
-                for job in jobs:
-                    if not job.future.done():
-                        engine.cancel(job)
+        jobs = engine.submit(params, timeout=self.settings.timeout, request_id=request_id)
+        self._let_a_drain_wait()
+        try:
+            return await self._unless_gone(self._answers(model, jobs, dropped), gone)
+        finally:
+            for job in jobs:
+                if not job.future.done():
+                    engine.cancel(job)
 
-    @contextmanager
-    def _being_answered(self) -> Iterator[None]:
-        """Lets a drain wait for the task of this request, which ends when its answer is on the wire."""
+    def _let_a_drain_wait(self) -> None:
+        """For the task of this request, which ends when its answer is on the wire."""
         task = asyncio.current_task()
         assert task
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
-        yield
 
     def _read(self, model: TextToImage, request: GenerateRequest, params: Params) -> int:
         """Tokens that no encoder reads. Raises InvalidRequest."""
@@ -147,7 +144,7 @@ class Service:
         """What to send to get the image again, alone."""
         kept = {name: value for name, value in vars(params).items() if value is not None}
         if not self.settings.embed_prompt:
-            kept = {name: value for name, value in kept.items() if not name.endswith("prompt")}
+            kept = images.without_prompts(kept)
         asked = kept | {"seed": seed, "width": size[0], "height": size[1], "num_images_per_prompt": 1}
         return {"model": model.snapshot.repo, "commit": model.snapshot.commit, "pipeline": model.snapshot.pipeline} | asked
 

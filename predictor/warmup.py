@@ -23,6 +23,7 @@ from predictor import telemetry
 from predictor.engine import Engine
 from predictor.errors import ModelNotLoadable, ServingError
 from predictor.model import TextToImage, Tokenizer
+from predictor.rendezvous import StandIn
 from predictor.request import Params
 
 # Out of 255. Two steps of float32 differ by at most 1, of half precision by a few where a pixel is undecided; pictures
@@ -57,31 +58,24 @@ def _shares(model: TextToImage, requests: list[Params], alone: list[np.ndarray],
     return shares
 
 
-class _Witness:
-    """Stands in for a tokenizer and remembers what the pipeline has it cut, and to what length."""
+class _Witness(StandIn):
+    """A tokenizer that remembers what the pipeline has it cut, and to what length."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
+        super().__init__(tokenizer)
         self._cuts: list[tuple[str, int]] = []
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        return type(self._tokenizer)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._tokenizer, name)
 
     def __call__(self, text: Any = None, *args: Any, **options: Any) -> Any:
         whole = text[0] if isinstance(text, list) and len(text) == 1 else text
         if options.get("truncation") and options.get("max_length") and isinstance(whole, str) and _PROMPT in whole:
             self._cuts.append((whole, options["max_length"]))
-        return self._tokenizer(text, *args, **options)
+        return self._original(text, *args, **options)
 
     def as_seen(self) -> Tokenizer | None:
         """None when the prompt never came by. What a pipeline puts around the prompt, a template, is not the prompt's."""
         if not self._cuts:
             return None
-        encode = copy.deepcopy(self._tokenizer)
+        encode = copy.deepcopy(self._original)
         plain = len(encode(_PROMPT).input_ids)
         return Tokenizer(encode, min(longest - len(encode(whole).input_ids) + plain for whole, longest in self._cuts))
 

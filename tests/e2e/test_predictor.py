@@ -9,7 +9,6 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -360,6 +359,5 @@ def test_usage_errors_are_one_line_and_code_2(argv, text):
     assert text in server.text
 
 
-def test_a_client_library_is_not_needed_to_read_an_error(server):
-    answer = httpx.get(f"http://127.0.0.1:{server.port}/nothing-here")
-    assert answer.status_code == 404
+def test_a_path_that_nobody_serves_is_404(server):
+    assert server.client.get("/nothing-here").status_code == 404
