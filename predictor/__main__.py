@@ -1,12 +1,14 @@
-"""The process: settings → KServe's server with our routes → the model loaded beside it → a drain on SIGTERM.
+"""The process: settings → weights on their way into memory → KServe's server with our routes → the model loaded beside it →
+a drain on SIGTERM.
 
 Exit codes: 0 stopped as asked · 2 usage · 20 model not on the volume · 21 snapshot refused · 22 model cannot be loaded ·
-23 no such device.
+23 no such device · 24 the device failed while serving.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -19,17 +21,22 @@ from typing import Any
 
 from predictor import settings as settings_module
 from predictor import telemetry
-from predictor.errors import StartupError
+from predictor.errors import DeviceFailed, StartupError
+from predictor.phases import Phases
+from predictor.readahead import ReadAhead
 
 _TERMINATION_LOG = Path("/dev/termination-log")  # Kubernetes shows it as the reason of a container's end
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_FAREWELL = 1.5  # seconds that a failed device leaves for answers on the wire
 
 
 class Process:
     """Ties the service's life to the server's: loads once the port is open, drains before it closes."""
 
-    def __init__(self, service: Any) -> None:
+    def __init__(self, service: Any, read_ahead: ReadAhead) -> None:
         self._service = service
+        self._read_ahead = read_ahead
+        self._phases = Phases("imports")
         self._draining: asyncio.Task[None] | None = None
         self.exit_code = 0
 
@@ -47,13 +54,25 @@ class Process:
 
     def _load(self) -> None:
         try:
-            self._service.load()
+            self._service.load(self._on_fault, self._phases)
         except StartupError as error:
             telemetry.logger.critical(str(error), extra={"exit_code": error.exit_code})
             self._end_from_thread(error.exit_code, str(error))
         except Exception as error:  # noqa: BLE001  a half-loaded model must not stay up and answer 503 for ever
             telemetry.failure("loading failed", **telemetry.described(error))
             self._end_from_thread(1, f"loading failed: {type(error).__name__}")
+        else:
+            _resume_collecting()
+        finally:
+            self._read_ahead.stop()
+        if self._service.ready:
+            self._service.compile()
+
+    def _on_fault(self) -> None:
+        """The engine has ended by itself; its callers have been told. Only a new process gets the device back."""
+        code = DeviceFailed.exit_code
+        threading.Timer(_FAREWELL, os._exit, [code]).start()  # a driver that hangs must not keep this one alive
+        self._end_from_thread(code, "the device has failed")
 
     def _end_from_thread(self, code: int, reason: str) -> None:
         with suppress(OSError):
@@ -77,13 +96,24 @@ class Process:
         self._server_exit(signal.SIGTERM, None)
 
 
+def _resume_collecting() -> None:
+    """What has survived the start stays for good, so that the collector need not look at it ever again."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
+    # Imports make 700,000 objects, nearly all of them to keep: looking for garbage among them takes a fifth of their time.
+    gc.disable()
     # The first process of a container ignores signals that it has no handler for, and imports take seconds.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     settings, rest = settings_module.read(sys.argv[1:] if argv is None else argv)
     # KServe parses sys.argv when it is imported and takes a prefix of its flags for the flag: leave it only what is its own.
     sys.argv = [sys.argv[0], *rest]
     telemetry.configure()
+    read_ahead = ReadAhead(settings.root, settings.model_id, settings.revision)
+    read_ahead.start()
     from kserve import ModelServer
     from kserve.model_server import app, parser
 
@@ -96,8 +126,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from predictor.server import Model, add_routes
     from predictor.service import Service
 
+    gc.freeze()  # half a second that the first collection would spend on what the libraries keep anyway
     service = Service(settings)
-    process = Process(service)
+    process = Process(service, read_ahead)
     add_routes(app, service)
     app.router.lifespan_context = process.lifespan
     # gRPC stays closed until a codec speaks it. The grace period is ours; what uvicorn adds is for answers on the wire.

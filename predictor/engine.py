@@ -1,6 +1,6 @@
 """The one thread that owns the device, and the loop that shares each forward among all who can share it.
 
-    submit ──▶ inbox ──▶ step(): take messages → retire the late → start who fits → one forward → resume → retire
+    submit ──▶ inbox ──▶ step(): take messages → retire the late → decode and begin → one forward → resume
 
 `Params` go in, a `Result` (or a ServingError) comes out of the job's future; what lies between is a `Job`, which belongs to
 this thread alone. Other threads talk to it by messages.
@@ -12,19 +12,27 @@ import math
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
-from predictor import telemetry
+from predictor import metrics, telemetry
 from predictor.admission import Admission
+from predictor.device import Device
 from predictor.errors import Cancelled, DeadlineExceeded, GenerationFailed, NotServing, ServingError
-from predictor.job import Job, Result
-from predictor.rendezvous import Rendezvous
+from predictor.job import Job, Result, Watch
+from predictor.rendezvous import Call, Decode, Rendezvous
 from predictor.request import Params
 from predictor.scheduler import Scheduler
+from predictor.speed import Curve, Speed
+
+# A device hangs when it takes so many times longer than expected, and at least so long: a first forward of a new size, with
+# kernels to load and to choose, takes seconds.
+_HANGS_AFTER_TIMES = 50
+_HANGS_AFTER_AT_LEAST = 20.0
 
 
 class Pipeline(Protocol):
@@ -33,11 +41,26 @@ class Pipeline(Protocol):
     @property
     def pipe(self) -> Any: ...
 
-    def generate(self, pipe: Any, params: Params) -> Any:
-        """Runs `pipe`, a private copy of the pipeline, with `params`."""
+    def generate(self, pipe: Any, params: Params, job: Job) -> Any:
+        """Runs `pipe`, a private copy of the pipeline, with `params`, and tells `job` of each step."""
 
-    def cost(self, params: Params) -> float:
-        """Work, in any unit that adds up."""
+    def relative_size(self, params: Params) -> float:
+        """Pixels of one picture, in pictures of default size."""
+
+    def decode_in_tiles(self, decode: Callable[[], Any]) -> Any:
+        """Runs `decode` with less memory, if it can be done."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How requests share the device."""
+
+    curve: Curve  # seconds of a forward by rows
+    row_limit: int  # rows of default size that share a forward at most; 0: requests take turns
+    first_come: bool = False  # and not shortest remaining work first
+    fixed_rows: bool = False  # every forward has as many rows as its size allows, so that company changes no bit
+    max_seconds: float = math.inf  # of work accepted and unfinished
+    hang_after: float = math.inf  # seconds, whatever was expected
 
 
 @dataclass(frozen=True)
@@ -51,6 +74,13 @@ class Cancel:
 
 
 @dataclass(frozen=True)
+class Replace:
+    """The denoiser, by one that computes the same faster."""
+
+    denoiser: torch.nn.Module
+
+
+@dataclass(frozen=True)
 class Stop:
     """Fails what is unfinished with `reason`."""
 
@@ -61,46 +91,58 @@ class Engine:
     def __init__(
         self,
         pipeline: Pipeline,
+        policy: Policy,
         *,
-        max_rows: int,
-        max_queue: int,
-        hang_after: float = math.inf,
+        on_fault: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`max_queue`: images accepted and unfinished, at most. `hang_after`: seconds without a step that count as hung."""
+        """`on_fault` is called in the engine's thread, after everybody has been told, when only a new process can help."""
         self._pipeline = pipeline
-        self._hang_after = hang_after
+        self._policy = policy
+        self._on_fault = on_fault
         self._clock = clock
         self._rendezvous = Rendezvous(pipeline.pipe)
-        self._scheduler: Scheduler[Job] = Scheduler(max_rows)
-        self._inbox: queue.SimpleQueue[Submit | Cancel | Stop] = queue.SimpleQueue()
+        self._device = Device(torch.device(getattr(pipeline.pipe, "device", "cpu")))
+        self._speed = Speed(policy.curve, policy.row_limit, fixed_rows=policy.fixed_rows)
+        self._scheduler: Scheduler[Job] = Scheduler(lambda job: self._speed.most_rows(job.estimate.factor), policy.first_come)
+        self._decoding: deque[Job] = deque()
+        self._admission = Admission(policy.max_seconds, self._scheduler.rank)
+        self._inbox: queue.SimpleQueue[Submit | Cancel | Replace | Stop] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._stopping = False
-        self._heartbeat = clock()
-        self._admission = Admission(max_queue)
         self._broken = False
+        self._heartbeat = clock()
+        self._patience = policy.hang_after
+        metrics.row_limit.set(policy.row_limit)
 
     # ------------------------------------------------------------ any thread
 
     def start(self) -> None:
         self._thread.start()
 
-    def submit(self, requests: Sequence[Params], *, timeout: float, request_id: str) -> list[Job]:
-        """All of them or none. Raises QueueFull, or NotServing once closed; each job's future raises ServingErrors only."""
-        now = self._clock()
-        jobs = [Job(params, self._pipeline.cost(params), now + timeout, request_id, now) for params in requests]
+    def submit(self, requests: Sequence[Params], *, timeout: float, request_id: str, watch: Watch | None = None) -> list[Job]:
+        """All of them or none. Raises QueueFull or InvalidRequest where there is no time for them, NotServing once closed; each
+        job's future raises ServingErrors only."""
+        jobs = self._jobs(requests, timeout, request_id)
+        if not self.open_jobs:
+            self._beat(self._policy.hang_after)  # it has been idle, not hung
         self._admission.admit(jobs)
         for job in jobs:
+            job.watch = watch
             self._inbox.put(Submit(job))
         return jobs
 
-    def check_room(self, images: int) -> None:
+    def check_room(self, requests: Sequence[Params], *, timeout: float) -> None:
         """Raises as `submit` would, for callers who have work to do before it."""
-        self._admission.check(images)
+        self._admission.check(self._jobs(requests, timeout, ""))
 
     def cancel(self, job: Job) -> None:
         """Takes effect before the next forward; the job's future then raises Cancelled."""
         self._inbox.put(Cancel(job))
+
+    def replace_denoiser(self, denoiser: torch.nn.Module) -> None:
+        """Takes effect before the next forward."""
+        self._inbox.put(Replace(denoiser))
 
     def close(self, reason: ServingError) -> None:
         """From now on nothing is accepted; what has been accepted goes on."""
@@ -118,94 +160,182 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """The thread runs, is either idle or has made a step of late, and the device has reported no fault of its own."""
-        stepping = not self.open_jobs or self._clock() - self._heartbeat < self._hang_after
-        return self._thread.is_alive() and stepping and not self._broken
+        """The thread runs, is either idle or within its time, and the device has reported no fault of its own."""
+        in_time = not self.open_jobs or self._clock() - self._heartbeat < self._patience
+        return self._thread.is_alive() and in_time and not self._broken
+
+    def _jobs(self, requests: Sequence[Params], timeout: float, request_id: str) -> list[Job]:
+        now = self._clock()
+        estimates = [self._speed.estimate(params, self._pipeline.relative_size(params)) for params in requests]
+        return [
+            Job(params, estimate, request_id, arrived=now, deadline=now + timeout)
+            for params, estimate in zip(requests, estimates, strict=True)
+        ]
 
     # ------------------------------------------------------------ the engine's own thread
 
     def _run(self) -> None:
         torch.set_grad_enabled(False)
+        reason: ServingError = GenerationFailed("the engine has stopped")
         try:
-            while not self._stopping:
+            while not self._stopping and not self._broken:
                 self.step()
+            if self._broken:
+                reason = NotServing("the device of this replica has failed", retry_after=5)
         finally:
             self.close(NotServing("the engine has stopped", retry_after=5))
             for job in self.open_jobs:
-                self._fail(job, GenerationFailed("the engine has stopped"))
+                self._fail(job, reason)
+            if not self._stopping:
+                self._on_fault()
 
     def step(self) -> None:
         """One turn of the loop. With nothing to do it waits for a message."""
         self._take_messages()
-        begin = self._heartbeat = self._clock()
-        self._retire_late(begin)
-        while job := self._scheduler.start_next():
-            self._begin(job)
+        self._retire_late()
+        self._decode_and_begin()
         batch = self._scheduler.next_batch()
         for job, output in zip(batch, self._forward(batch), strict=True):
+            job.forwards += 1
             self._resume(job, output)
-        self._admission.note_forward(batch, self._clock() - begin)
 
     def _take_messages(self) -> None:
-        idle = not self._scheduler.running and not self._scheduler.waiting
+        idle = not self._scheduler and not self._decoding
         while idle or not self._inbox.empty():
             match self._inbox.get():
                 case Submit(job):
                     self._scheduler.add(job)
                 case Cancel(job):
                     self._fail(job, Cancelled("cancelled by the caller"))
+                case Replace(denoiser):
+                    self._rendezvous.denoiser = denoiser
                 case Stop(reason):
                     self._stopping = True
-                    for job in (*self._scheduler.running, *self._scheduler.waiting):
+                    for job in self.open_jobs:
                         self._fail(job, reason)
             idle = False
 
-    def _retire_late(self, now: float) -> None:
-        for job in (*self._scheduler.running, *self._scheduler.waiting):
+    def _retire_late(self) -> None:
+        now = self._clock()
+        for job in (*self._scheduler, *self._decoding):
             if now >= job.deadline:
-                state = "half done" if job.began else "waiting"
-                self._fail(job, DeadlineExceeded(f"not finished {now - job.submitted:.0f} s after it came ({state})"))
+                state = "waiting" if job.stage == "queue" else "half done"
+                self._fail(job, DeadlineExceeded(f"not finished {now - job.arrived:.0f} s after it came ({state})"))
+
+    def _decode_and_begin(self) -> None:
+        """What stands between two forwards: at least one decoding or beginning, and as many more as take no longer together
+        than a forward does. Whoever waits for the next forward is held up by that much and no more."""
+        begin = self._clock()
+        while job := self._decoding.popleft() if self._decoding else self._scheduler.next_start():
+            since = self._beat(self._policy.hang_after)
+            aside = self._begin if job.stage == "queue" else self._decode
+            aside(job)
+            self._attempt(self._device.pace)
+            self._speed.note_aside(aside.__name__, job.params, job.estimate.factor, self._clock() - since)
+            waiting = self._scheduler.next_batch()
+            if waiting and self._clock() - begin >= self._expected(waiting):
+                break
 
     def _begin(self, job: Job) -> None:
-        job.began = self._clock()
-        job.guest = self._rendezvous.begin(lambda pipe: self._pipeline.generate(pipe, job.params))
+        job.enter("text" if self._rendezvous.has_doors else "generate", self._clock())
+        job.guest = self._rendezvous.begin(lambda pipe: self._pipeline.generate(pipe, job.params, job))
         self._resume(job)
 
+    def _decode(self, job: Job) -> None:
+        assert job.guest and isinstance(job.guest.call, Decode)
+        run = job.guest.call.run
+        output = self._attempt(run)
+        if isinstance(output, _Failure) and output.out_of_memory:
+            self._release_memory()
+            output = self._attempt(self._pipeline.decode_in_tiles, run)
+        self._resume(job, output)
+
     def _forward(self, batch: list[Job]) -> list[Any]:
-        """An output for each job. A failing forward is made again one by one, so that it fails only those it must."""
+        """An output for each job. A failing forward is made again in halves, so that it fails only those it must."""
         if not batch:
             return []
-        outputs = self._attempt(self._rendezvous.forward, [job.guest.call for job in batch if job.guest])
+        estimate, rows = batch[0].estimate, sum(job.rows for job in batch)
+        begin = self._beat(_HANGS_AFTER_TIMES * self._expected(batch))
+        outputs = self._attempt(self._rendezvous.forward, [job.call for job in batch], self._speed.least_rows(estimate.factor))
+        self._attempt(self._device.pace)
+        seconds = self._clock() - begin
+        self._scheduler.charge(estimate.size, seconds)
+        metrics.forwards.inc()
+        metrics.forward_rows.inc(rows)
         if not isinstance(outputs, _Failure):
+            self._speed.note_forward(rows, estimate.factor, estimate.size, seconds)
             return list(outputs)
-        return [outputs] if len(batch) == 1 else [output for job in batch for output in self._forward([job])]
+        if outputs.out_of_memory:
+            self._release_memory()
+        if len(batch) == 1 or self._broken:
+            return [outputs] * len(batch)
+        if outputs.out_of_memory:
+            self._lower_row_limit(rows * estimate.factor)
+        half = len(batch) // 2
+        return self._forward(batch[:half]) + self._forward(batch[half:])
+
+    def _release_memory(self) -> None:
+        metrics.out_of_memory.inc()
+        self._attempt(self._device.release_memory)
+
+    def _lower_row_limit(self, too_many: float) -> None:
+        self._speed.row_limit = max(min(self._speed.row_limit, int(too_many / 2)), 1)
+        metrics.row_limit.set(self._speed.row_limit)
+        telemetry.event("out of device memory: fewer rows share a forward from now on", row_limit=self._speed.row_limit)
 
     def _resume(self, job: Job, *output: Any) -> None:
-        """Lets the job run to its next call of the denoiser, or to its end."""
+        """Lets the job run to its next call, or to its end."""
         assert job.guest
-        job.step += len(output)
         outcome = output[0] if output and isinstance(output[0], _Failure) else self._attempt(job.guest.proceed, *output)
+        if self._broken:
+            return  # and with it everybody: they are told when the loop has ended
         if isinstance(outcome, _Failure):
             telemetry.failure("generation failed", request_id=job.request_id, **outcome.described)
-            self._fail(job, GenerationFailed("generation failed"))
-        elif job.guest.call is None:
-            now, began = self._clock(), job.began or job.submitted
-            seconds = {"queue": began - job.submitted, "generate": now - began}
-            self._admission.note_finished(job)
-            self._retire(job)
-            job.future.set_result(Result(job.guest.result, seconds))
+            self._fail(job, GenerationFailed("too little device memory" if outcome.out_of_memory else "generation failed"))
+            return
+        match job.guest.call:
+            case Call(rows=rows):
+                self._speed.note_rows(job.params, rows)
+                if job.stage == "decode":  # and back: a pipeline of two passes
+                    self._scheduler.add(job)
+                job.enter("denoise", self._clock())
+            case Decode():
+                job.enter("decode", self._clock())
+                self._scheduler.remove(job)
+                self._decoding.append(job)
+            case None:
+                self._finish(job)
+
+    def _finish(self, job: Job) -> None:
+        assert job.guest
+        job.enter("done", self._clock())
+        self._speed.note_finished(job.params, job.forwards)
+        self._retire(job)
+        job.future.set_result(Result(job.guest.result, job.seconds))
 
     def _fail(self, job: Job, error: ServingError) -> None:
         if job.future.done():
             return
-        if job.guest:
+        if job.guest and not self._broken:
             self._attempt(job.guest.leave)
         self._retire(job)
         job.future.set_exception(error)
 
     def _retire(self, job: Job) -> None:
         self._scheduler.remove(job)
+        if job in self._decoding:
+            self._decoding.remove(job)
         self._admission.release(job)
+
+    def _expected(self, batch: Sequence[Job]) -> float:
+        """Seconds of a forward."""
+        return self._speed.seconds(sum(job.rows for job in batch), batch[0].estimate.factor, batch[0].size)
+
+    def _beat(self, patience: float) -> float:
+        """Tells liveness that something begins now which may take so many seconds."""
+        self._patience = min(max(patience, _HANGS_AFTER_AT_LEAST), self._policy.hang_after)
+        self._heartbeat = self._clock()
+        return self._heartbeat
 
     def _attempt(self, action: Callable[..., Any], *arguments: Any) -> Any:
         """What a pipeline or a device may raise has no bounds; it belongs to the jobs at hand and must not end the loop."""
@@ -213,8 +343,10 @@ class Engine:
             return action(*arguments)
         except Exception as error:  # noqa: BLE001
             # An illegal access, say: nothing works on that device any more until the process is a new one.
-            self._broken = self._broken or isinstance(error, torch.AcceleratorError)
-            return _Failure(telemetry.described(error))
+            if isinstance(error, torch.AcceleratorError) and not self._broken:
+                self._broken = True
+                telemetry.failure("the device has failed", **telemetry.described(error))
+            return _Failure(telemetry.described(error), isinstance(error, torch.OutOfMemoryError))
 
 
 @dataclass(frozen=True)
@@ -222,3 +354,4 @@ class _Failure:
     """What is left of an exception: the exception itself would keep the memory of the forward that raised it."""
 
     described: dict[str, object]
+    out_of_memory: bool

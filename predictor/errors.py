@@ -9,11 +9,12 @@
     ├── GenerationFailed    500  opaque: the cause is in the log under the request id
     ├── NotServing          503  loading or draining, with Retry-After
     └── DeadlineExceeded    504
-    StartupError                 the process cannot serve and ends; the class is the exit code
+    StartupError                 the process cannot serve, or not any longer, and ends; the class is the exit code
     ├── ModelNotFound        20  nothing under that name on the volume
     ├── SnapshotRefused      21  partial, altered, pickled or executable
     ├── ModelNotLoadable     22  complete, yet no text-to-image pipeline comes of it
-    └── DeviceUnavailable    23
+    ├── DeviceUnavailable    23
+    └── DeviceFailed         24  while serving: a new process is needed to get it back
 
 The text of a ServingError is public: it never holds a prompt, a path or a foreign exception's text.
 """
@@ -81,3 +82,7 @@ class ModelNotLoadable(StartupError):
 
 class DeviceUnavailable(StartupError):
     exit_code = 23
+
+
+class DeviceFailed(StartupError):
+    exit_code = 24

@@ -1,19 +1,39 @@
-"""A request while it is being worked on, and what comes of it."""
+"""A request while it is being worked on, what is told of it meanwhile, and what comes of it."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from predictor.rendezvous import Guest
+from predictor.pixels import Pixels
+from predictor.rendezvous import Call, Guest
 from predictor.request import Params
+from predictor.speed import Estimate
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Step `step` of `of` has been made; `preview`, where one was due: a small picture of each image, what it will be like."""
+
+    step: int
+    of: int
+    preview: Pixels | None = None
+
+
+@dataclass(frozen=True)
+class Watch:
+    """`tell` is called in the engine's thread and must return at once."""
+
+    tell: Callable[[Progress], None]
+    preview_every: int = 0  # steps; 0: never
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a pipeline returned, and the seconds it took: `queue` before it began, `generate` after that."""
+    """What a pipeline returned, and the seconds of each stage: queue, text, denoise and decode; queue and generate where none
+    of these can be seen."""
 
     output: Any
     seconds: Mapping[str, float]
@@ -22,30 +42,63 @@ class Result:
 class Job:
     """Belongs to the engine's thread; others may wait for its `future`, which ends in a Result or a ServingError."""
 
-    def __init__(self, params: Params, cost: float, deadline: float, request_id: str, now: float) -> None:
-        """`cost` in any unit that adds up, `deadline` and `now` in seconds of the engine's clock."""
+    def __init__(self, params: Params, estimate: Estimate, request_id: str, *, arrived: float, deadline: float) -> None:
+        """`arrived`, `deadline`: seconds of the engine's clock."""
         self.params = params
-        self.cost = cost
-        self.deadline = deadline
+        self.estimate = estimate
         self.request_id = request_id
-        self.submitted = now
-        self.began: float | None = None
-        self.step = 0  # forwards so far
+        self.arrived = arrived
+        self.deadline = deadline
+        self.watch: Watch | None = None
+        self.stage = "queue"
+        self.seconds: dict[str, float] = {}  # of each stage that is over
+        self._since = arrived
+        self.forwards = 0  # so far
         self.guest: Guest[Any] | None = None
         self.future: Future[Result] = Future()
         self.future.set_running_or_notify_cancel()  # whoever waits may stop waiting, but only the engine ends it
 
     @property
-    def images(self) -> int:
-        return self.params.num_images_per_prompt
+    def size(self) -> Hashable:
+        return self.estimate.size
+
+    @property
+    def call(self) -> Call | None:
+        """Of the denoiser, where it stands at its door."""
+        call = self.guest and self.guest.call
+        return call if isinstance(call, Call) else None
 
     @property
     def rows(self) -> int:
-        """Of the denoiser's batch; a guess until the first call tells."""
-        call = self.guest and self.guest.call
-        return call.rows if call else self.images * (2 if (self.params.guidance_scale or 0) > 1 else 1)
+        return self.call.rows if self.call else self.estimate.rows
 
     @property
-    def key(self) -> Hashable:
+    def key(self) -> Hashable | None:
         """Jobs with equal keys can share a forward."""
-        return self.guest.call.key if self.guest and self.guest.call else None
+        return self.call and self.call.key
+
+    @property
+    def remaining(self) -> float:
+        """Seconds of work left, were it alone."""
+        return self._forwards_left * self.estimate.alone + self.estimate.asides
+
+    @property
+    def load(self) -> float:
+        """Seconds of the device that it still takes in full company."""
+        return self._forwards_left * self.estimate.shared + self.estimate.asides
+
+    @property
+    def _forwards_left(self) -> float:
+        return max(self.estimate.forwards - self.forwards, 0.0)
+
+    def enter(self, stage: str, now: float) -> None:
+        """From the stage it was in."""
+        if stage != self.stage:
+            self.seconds[self.stage] = self.seconds.get(self.stage, 0.0) + now - self._since
+            self.stage, self._since = stage, now
+
+    def report(self, step: int, of: int, preview: Callable[[], Pixels | None]) -> None:
+        """To whoever watches: `step` of `of` is done."""
+        if self.watch:
+            due = self.watch.preview_every and step % self.watch.preview_every == 0
+            self.watch.tell(Progress(step, of, preview() if due else None))

@@ -6,7 +6,6 @@ No model family is named here: defaults come from the signature of the pipeline'
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 import json
 import math
@@ -17,10 +16,14 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from torch import Tensor
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
-from predictor import snapshot
+from predictor import sampler, snapshot
 from predictor.errors import DeviceUnavailable, InvalidRequest, ModelNotLoadable
+from predictor.job import Job
+from predictor.pixels import Pixels
+from predictor.preview import Preview
 from predictor.rendezvous import DENOISERS
 from predictor.request import Limits, Params
 from predictor.settings import Settings
@@ -51,27 +54,59 @@ class TextToImage:
     samplers: Mapping[str, Any]  # diffusers schedulers by class name, each copied for every request
     tokenizers: Mapping[str, Tokenizer]  # by component
     always: Mapping[str, Any]  # arguments that every call gets
+    preview: Preview | None = None
 
-    def generate(self, pipe: Any, params: Params) -> Any:
-        """Calls `pipe`, a private copy of the pipeline. Noise is drawn on the CPU, so that a seed means the same picture on
-        every device, and by a generator for each image."""
+    def generate(self, pipe: Any, params: Params, job: Job | None = None) -> Any:
+        """Calls `pipe`, a private copy of the pipeline, and tells `job` of each step. What comes back has `images` as Pixels.
+
+        Noise is drawn on the CPU, so that a seed means the same picture on every device, and by a generator for each image.
+        """
         arguments = {name: value for name, value in vars(params).items() if name in self.limits.supported and value is not None}
-        pipe.scheduler = copy.deepcopy(self.samplers[params.scheduler] if params.scheduler else pipe.scheduler)
+
+        def on_step(step: int, of: int, expected: Callable[[], Tensor]) -> None:
+            if job:
+                job.report(step, of, lambda: self._preview(params, expected))
+
+        own = self.samplers[params.scheduler] if params.scheduler else pipe.scheduler
+        pipe.scheduler = sampler.private(own, on_step)
         generators = [torch.Generator().manual_seed(seed) for seed in params.seeds]
-        return pipe(**arguments, **self.always, generator=generators)
+        output = pipe(**arguments, **self.always, generator=generators)
+        output.images = Pixels(output.images)
+        return output
 
-    def cost(self, params: Params) -> float:
-        return self.limits.cost(params)
+    def _preview(self, params: Params, expected: Callable[[], Tensor]) -> Pixels | None:
+        """None of a sampler that computes in a way of its own: no picture fails for its preview."""
+        if not self.preview:
+            return None
+        try:
+            return Pixels(self.preview(expected(), (params.width or 1) / (params.height or 1)))
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):
+            return None
 
-    def takes_steps(self, sampler: str | None, steps: int) -> bool:
-        """Whether a sampler can make so many steps: PNDM needs four, DDIM at most what it was trained with."""
-        return _takes_steps(self.samplers[sampler] if sampler else self.pipe.scheduler, steps)
+    def decode_in_tiles(self, decode: Callable[[], Any]) -> Any:
+        """Runs `decode` piece by piece where the autoencoder can: less memory, and faint differences at the seams."""
+        vae: Any = getattr(self.pipe, "vae", None)
+        if not hasattr(vae, "enable_tiling"):
+            return decode()
+        vae.enable_tiling()
+        try:
+            return decode()
+        finally:
+            vae.disable_tiling()
+
+    def relative_size(self, params: Params) -> float:
+        """Pixels of one picture, in pictures of default size."""
+        return self.limits.relative_size(params)
+
+    def takes_steps(self, name: str | None, steps: int) -> bool:
+        """Whether a sampler can make so many steps."""
+        return sampler.takes_steps(self.samplers[name] if name else self.pipe.scheduler, steps)
 
     def check_steps(self, params: Params, where: str) -> None:
         """Raises InvalidRequest. A sampler that needs to know the picture's size first (FLUX's) is taken on trust."""
-        sampler, steps = params.scheduler, params.num_inference_steps
-        if not self.takes_steps(sampler, steps) and self.takes_steps(sampler, self.limits.num_inference_steps):
-            name = sampler or type(self.pipe.scheduler).__name__
+        asked, steps = params.scheduler, params.num_inference_steps
+        if not self.takes_steps(asked, steps) and self.takes_steps(asked, self.limits.num_inference_steps):
+            name = asked or type(self.pipe.scheduler).__name__
             raise InvalidRequest(f"{where}parameters.num_inference_steps must suit {name}, which cannot make {steps} steps")
 
     def dropped_tokens(self, text: str) -> int:
@@ -103,23 +138,16 @@ def load(settings: Settings, report: Callable[[str], None]) -> TextToImage:
     if dtype == torch.float16 and getattr(getattr(pipe, "vae", None), "config", {}).get("force_upcast"):
         _keep_in_float32(pipe.vae)
     pipe.set_progress_bar_config(disable=True)
-    samplers = _samplers(pipe.scheduler)
-    # Rounded to a table of sizes, a picture would be another than was asked for, checked and promised.
-    always = {"use_resolution_binning": False} if "use_resolution_binning" in _signature(pipe) else {}
+    samplers = sampler.offered(pipe.scheduler)
+    # Rounded to a table of sizes, a picture would be another than was asked for, checked and promised; as PIL images, it
+    # would have to be waited for in the thread that launches all other work.
+    always = {"use_resolution_binning": False, "output_type": "pt"}
+    always = {name: value for name, value in always.items() if name in _signature(pipe)}
     return TextToImage(pipe, found, read_limits(pipe, samplers, settings), samplers, _tokenizers(pipe), always)
 
 
 def _signature(pipe: Any) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(pipe.__call__).parameters
-
-
-@functools.lru_cache(maxsize=4096)  # some samplers take 30 ms to say
-def _takes_steps(sampler: Any, steps: int) -> bool:
-    try:
-        copy.deepcopy(sampler).set_timesteps(steps)
-    except (ValueError, IndexError, RuntimeError):
-        return False
-    return True
 
 
 def _device(wanted: str) -> torch.device:
@@ -160,26 +188,6 @@ def _keep_in_float32(vae: Any) -> None:
     vae.to(torch.float32)
     decode = vae.decode
     vae.decode = lambda latents, *args, **kwargs: decode(latents.float(), *args, **kwargs)
-
-
-def _samplers(own: Any) -> dict[str, Any]:
-    """The diffusers schedulers that can stand in for the model's own: those it calls compatible, and that really step."""
-    samplers = {type(own).__name__: own}
-    latent = torch.zeros(1, 4, 8, 8)
-    for kind in own.compatibles:
-        if kind.__name__ in samplers:
-            continue
-        try:
-            sampler = kind.from_config(own.config)
-            probe = copy.deepcopy(sampler)
-            probe.set_timesteps(4)
-            probe.step(latent, probe.timesteps[0], latent)
-        except (ImportError, TypeError, ValueError, NotImplementedError, AttributeError, RuntimeError, IndexError):
-            continue
-        if hasattr(sampler, "alphas_cumprod") != hasattr(own, "alphas_cumprod"):
-            continue  # noise on another scale than the model was trained with: it starts, and paints rubbish
-        samplers[kind.__name__] = sampler
-    return dict(sorted(samplers.items()))
 
 
 def _tokenizers(pipe: Any) -> dict[str, Tokenizer]:
@@ -237,9 +245,9 @@ def read_limits(pipe: Any, samplers: Mapping[str, Any], settings: Settings) -> L
 def _without_effect(signature: Mapping[str, inspect.Parameter], denoiser: Mapping[str, Any]) -> frozenset[str]:
     """Arguments that a pipeline takes and does not use: better refused than obeyed in name only."""
     idle = set()
-    if denoiser.get("guidance_embeds") is False:  # FLUX.1-schnell: distilled without guidance
-        idle.add("guidance_scale")
     scale = signature.get("true_cfg_scale")
+    if scale and denoiser.get("guidance_embeds") is False:  # FLUX.1-schnell: distilled without guidance
+        idle.add("guidance_scale")
     if scale and scale.default <= 1:  # FLUX.1: counts only beside a larger scale, which this API does not have
         idle.add("negative_prompt")
     return frozenset(idle)

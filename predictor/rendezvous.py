@@ -8,8 +8,10 @@ with equal keys are put together row by row, the real module runs once, and each
     guest.proceed()                        # text encoding … up to the first step
     while guest.call:
         [output] = rendezvous.forward([guest.call])
-        guest.proceed(output)              # scheduler step … up to the next, or VAE decode and the end
+        guest.proceed(output)              # sampler step … up to the next call, or to the end
     guest.result
+
+The decoder has a door too, so that a picture is decoded when it suits everybody; its calls have no key and go through alone.
 
 All of it belongs to one thread. Gradients must be off for that thread: `@torch.no_grad()` around `pipe.__call__` would
 switch them on again for everybody when one request ends.
@@ -31,13 +33,15 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 from torch.utils.weak import WeakIdKeyDictionary
 
 DENOISERS = ("unet", "transformer")
+DECODERS = ("vae", "movq")
+_TIMES = ("timestep", "timesteps", "t")  # what denoisers call the noise level
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Call:
-    """One parked call of the denoiser: `rows` along dimension 0 of every tensor in `rowwise`, the rest shared.
+    """One parked call of the denoiser: `rows` along dimension 0 of every leaf in `rowwise`, the rest shared.
 
     Calls with equal keys may be put together: their tensors agree in everything but values and row count, and what has no
     rows (position ids, flags) is equal.
@@ -49,18 +53,31 @@ class Call:
     rows: int
     key: Hashable
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """As the denoiser takes them."""
+        found: dict[str, Any] = tree_unflatten(self.leaves, self.spec)
+        return found
+
+
+@dataclass(frozen=True)
+class Decode:
+    """One parked call of the decoder."""
+
+    run: Callable[[], Any]
+
 
 class Guest(Generic[T]):
-    """One request on its way: at the door (`call` is set) or done (`result` is set)."""
+    """One request on its way: at a door (`call` is set) or done (`result` is set)."""
 
     result: T
 
     def __init__(self, run: Callable[[], T]) -> None:
         self._greenlet = greenlet(run)
-        self.call: Call | None = None
+        self.call: Call | Decode | None = None
 
     def proceed(self, *output: Any) -> None:
-        """Runs the pipeline to its next call of the denoiser, or to its end. Raises what the pipeline raises."""
+        """Runs the pipeline to its next call, or to its end. Raises what the pipeline raises."""
         self.call = None
         came = self._greenlet.switch(*output)
         if self._greenlet.dead:
@@ -79,35 +96,69 @@ class Rendezvous:
 
     def __init__(self, pipe: Any) -> None:
         self._pipe = pipe
-        self._name = next((name for name in DENOISERS if isinstance(getattr(pipe, name, None), torch.nn.Module)), None)
-        if self._name:
-            self._module: torch.nn.Module = getattr(pipe, self._name)
-            self._door = _Door(self._module)
+        self._doors: dict[str, Any] = {}
+        name = next((name for name in DENOISERS if isinstance(getattr(pipe, name, None), torch.nn.Module)), None)
+        if name:
+            self.denoiser: torch.nn.Module = getattr(pipe, name)
+            self._doors[name] = _DenoiserDoor(self.denoiser)
+        for name in DECODERS:
+            if hasattr(getattr(pipe, name, None), "decode"):
+                self._doors[name] = _DecoderDoor(getattr(pipe, name))
+
+    @property
+    def has_doors(self) -> bool:
+        """Whether a request ever parks."""
+        return bool(self._doors)
 
     def begin(self, run: Callable[[Any], T]) -> Guest[T]:
         """`run` gets a pipeline of its own: private attributes, shared weights."""
         pipe = copy.copy(self._pipe)
-        if self._name:
-            # Past DiffusionPipeline.__setattr__, which would record the stand-in's class as the component's.
-            pipe.__dict__[self._name] = self._door
+        # Past DiffusionPipeline.__setattr__, which would record the stand-in's class as the component's.
+        pipe.__dict__.update(self._doors)
         return Guest(lambda: run(pipe))
 
-    def forward(self, calls: Sequence[Call]) -> list[Any]:
-        """One forward for all `calls`, which have equal keys; each one's own rows of whatever the module returns."""
-        first = calls[0]
-        leaves = [
-            torch.cat([call.leaves[i] for call in calls]) if rowwise and len(calls) > 1 else first.leaves[i]
-            for i, rowwise in enumerate(first.rowwise)
-        ]
-        output = self._module(**tree_unflatten(leaves, first.spec))
-        return _split(output, [call.rows for call in calls])
+    def forward(self, calls: Sequence[Call], least_rows: int = 0) -> list[Any]:
+        """One forward for all `calls`, which have equal keys, filled up to `least_rows` with rows that nobody wants; each
+        call's own rows of whatever the module returns."""
+        together = gathered(calls)
+        if together.rows < least_rows:
+            together = resized(together, least_rows)
+        output = self.denoiser(**together.arguments)
+        return _split(output, [call.rows for call in calls], together)
+
+
+def gathered(calls: Sequence[Call]) -> Call:
+    """Calls with equal keys as one."""
+    first = calls[0]
+    if len(calls) == 1:
+        return first
+    leaves = tuple(
+        _joined([call.leaves[i] for call in calls]) if rowwise else first.leaves[i] for i, rowwise in enumerate(first.rowwise)
+    )
+    return Call(leaves, first.rowwise, first.spec, sum(call.rows for call in calls), first.key)
+
+
+def resized(call: Call, rows: int) -> Call:
+    """The same with so many rows: its own over and over, from the first."""
+    times = -(-rows // call.rows)
+    leaves = tuple(
+        _joined([leaf] * times)[:rows] if rowwise else leaf for leaf, rowwise in zip(call.leaves, call.rowwise, strict=True)
+    )
+    return Call(leaves, call.rowwise, call.spec, rows, call.key)
 
 
 class StandIn:
-    """Passes for a component of a pipeline (isinstance, attributes, context managers) in everything but the call."""
+    """Passes for a component of a pipeline (isinstance, attributes, context managers) in everything but the call. What others
+    set on it is set on the original, but for names with an underscore, which are its own."""
 
     def __init__(self, original: Any) -> None:
         self._original = original
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("_"):
+            super().__setattr__(name, value)
+        else:
+            setattr(self._original, name, value)
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
@@ -117,7 +168,20 @@ class StandIn:
         return getattr(self._original, name)
 
 
-class _Door(StandIn):
+def _park(call: Call | Decode) -> Any:
+    engine = getcurrent().parent
+    assert engine, "a pipeline must run in a Guest"
+    return engine.switch(call)
+
+
+class _DecoderDoor(StandIn):
+    """The decoder as a request sees it."""
+
+    def decode(self, *args: Any, **kwargs: Any) -> Any:
+        return _park(Decode(lambda: self._original.decode(*args, **kwargs)))
+
+
+class _DenoiserDoor(StandIn):
     """The denoiser as a request sees it: calling it parks the caller."""
 
     def __init__(self, module: torch.nn.Module) -> None:
@@ -127,50 +191,69 @@ class _Door(StandIn):
         self._fingerprints: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        call = self._describe(dict(zip(self._names, args, strict=False)) | kwargs)
-        engine = getcurrent().parent
-        assert engine, "a pipeline must run in a Guest"
-        return engine.switch(call)
+        return _park(self._describe(dict(zip(self._names, args, strict=False)) | kwargs))
 
     def _describe(self, arguments: Mapping[str, Any]) -> Call:
-        sample = arguments[self._names[0]]  # [rows, …]; forward() takes it first in every diffusers denoiser
+        sample = arguments[self._names[0]]  # forward() takes it first in every diffusers denoiser: [rows, …] or a list of rows
         rows = len(sample)
-        arguments = {**arguments, "timestep": _by_row(arguments["timestep"], sample)} if "timestep" in arguments else arguments
-        leaves, spec = tree_flatten(dict(arguments))
-        rowwise = tuple(isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == rows for leaf in leaves)
+        device = sample.device if isinstance(sample, Tensor) else sample[0].device
+        times = {name: _by_row(arguments[name], rows) for name in _TIMES if name in arguments}
+        leaves, spec = tree_flatten({**arguments, **times}, None if isinstance(sample, Tensor) else _list_of(rows))
+        rowwise = tuple(_has_rows(leaf, rows) for leaf in leaves)
         parts = tuple(self._part(leaf, by_row) for leaf, by_row in zip(leaves, rowwise, strict=True))
-        return Call(tuple(leaves), rowwise, spec, rows, (repr(spec), parts))
+        return Call(tuple(_on(device, leaf) for leaf in leaves), rowwise, spec, rows, (repr(spec), parts))
 
     def _part(self, leaf: Any, rowwise: bool) -> Hashable:
+        """What two calls must agree in to be put together."""
+        if isinstance(leaf, list):  # of rows, which may differ in size: then the denoiser itself puts them together
+            return (leaf[0].dtype, leaf[0].shape[-1])
         if not isinstance(leaf, Tensor):
             return leaf if isinstance(leaf, Hashable) else id(leaf)
-        kind = (leaf.dtype, leaf.device)
-        return (*kind, leaf.shape[1:]) if rowwise else (*kind, leaf.shape, self._fingerprint(leaf))
+        return (leaf.dtype, leaf.shape[1:]) if rowwise else (leaf.dtype, leaf.shape, self._fingerprint(leaf))
 
     def _fingerprint(self, tensor: Tensor) -> bytes:
-        if tensor not in self._fingerprints:
+        version = None if tensor.is_inference() else tensor._version  # counts what is written into it
+        if tensor not in self._fingerprints or self._fingerprints[tensor][0] != version:
             data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-            self._fingerprints[tensor] = hashlib.blake2b(data, digest_size=16).digest()
-        found: bytes = self._fingerprints[tensor]
+            self._fingerprints[tensor] = version, hashlib.blake2b(data, digest_size=16).digest()
+        found: bytes = self._fingerprints[tensor][1]
         return found
 
 
-def _by_row(timestep: Any, sample: Tensor) -> Tensor:
-    """A timestep for each row, [rows]. Pipelines pass one for all: int64 or float32 by scheduler, on whatever device. The
+# ---------------------------------------------------------------- leaves with rows: tensors, and lists of a tensor for each row
+
+
+def _list_of(rows: int) -> Callable[[Any], bool]:
+    return lambda node: isinstance(node, list) and len(node) == rows and all(isinstance(row, Tensor) for row in node)
+
+
+def _has_rows(leaf: Any, rows: int) -> bool:
+    return isinstance(leaf, list) or (isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == rows)
+
+
+def _joined(parts: list[Any]) -> Any:
+    return torch.cat(parts) if isinstance(parts[0], Tensor) else [row for part in parts for row in part]
+
+
+def _on(device: torch.device, leaf: Any) -> Any:
+    return leaf.to(device, non_blocking=True) if isinstance(leaf, Tensor) and leaf.device != device else leaf
+
+
+def _by_row(timestep: Any, rows: int) -> Tensor:
+    """A timestep for each row, [rows]. Pipelines pass one for all: int64 or float32 by sampler, on whatever device. The
     sinusoidal embedding turns it into float32 first thing, so that calls with either can share a forward."""
-    tensor = torch.as_tensor(timestep, device=sample.device)
+    tensor = torch.as_tensor(timestep)
     if not tensor.is_floating_point():
         tensor = tensor.float()
-    return tensor.expand(len(sample)) if tensor.numel() == 1 else tensor
+    return tensor.expand(rows) if tensor.numel() == 1 else tensor
 
 
-def _split(output: Any, rows: list[int]) -> list[Any]:
-    total = sum(rows)
+def _split(output: Any, rows: list[int], together: Call) -> list[Any]:
+    """`output` has the rows of `together`; those counted in `rows` are wanted, from the first."""
+    is_leaf = _list_of(together.rows) if any(isinstance(leaf, list) for leaf in together.leaves) else None
     starts = [sum(rows[:i]) for i in range(len(rows))]
 
     def own(start: int, count: int) -> Callable[[Any], Any]:
-        return lambda leaf: (
-            leaf[start : start + count] if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == total else leaf
-        )
+        return lambda leaf: leaf[start : start + count] if _has_rows(leaf, together.rows) else leaf
 
-    return [tree_map(own(start, count), output) for start, count in zip(starts, rows, strict=True)]
+    return [tree_map(own(start, count), output, is_leaf=is_leaf) for start, count in zip(starts, rows, strict=True)]

@@ -87,10 +87,14 @@ class Limits:
     max_prompt_chars: int
     max_cost: float
 
+    def relative_size(self, params: Params) -> float:
+        """Pixels of one picture, in pictures of default size."""
+        return (params.width or 1) * (params.height or 1) / ((self.width or 1) * (self.height or 1))
+
     def cost(self, params: Params) -> float:
         """Work of a request, in pictures of default size and steps."""
-        pixels = (params.width or 1) * (params.height or 1) / ((self.width or 1) * (self.height or 1))
-        return pixels * params.num_inference_steps / self.num_inference_steps * params.num_images_per_prompt
+        steps = params.num_inference_steps / self.num_inference_steps
+        return self.relative_size(params) * steps * params.num_images_per_prompt
 
 
 def parse(request: GenerateRequest, limits: Limits) -> Params:

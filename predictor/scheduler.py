@@ -1,75 +1,110 @@
-"""Who starts, and who shares the next forward of the denoiser. Plain Python: no torch, no asyncio, no clock.
+"""Who is begun, and who shares the next forward of the denoiser. Plain Python: no torch, no asyncio, no clock.
 
-A candidate is a request of which this module knows only how many rows it brings and, once it stands at the denoiser's
-door, the key of its call: calls with equal keys can share a forward. (Not to be confused with a diffusers scheduler, the
-sampler that each request brings along.)
+A candidate is a request of which this module knows only what stands in `Candidate`. (Not to be confused with a diffusers
+scheduler, the sampler that each request brings along.)
+
+- **Sizes take turns** by the seconds they have been served: the one served least is next. Only requests of one size can share.
+- **Within a size, shortest remaining work first, aged**: least `remaining + AGEING * arrived` goes first. Whoever came later
+  than `remaining / AGEING` seconds after a request cannot overtake it, however short: nobody starves.
+- **As many as pay**: rows up to the size's limit. Who does not fit is passed over for who does; the first always runs.
+
+Requests may be left standing between any two forwards, so that a short one overtakes a long one half done.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Generic, Protocol, TypeVar
+
+AGEING = 0.1  # seconds of remaining work that a second of waiting is worth
 
 
 class Candidate(Protocol):
     @property
-    def rows(self) -> int: ...
+    def size(self) -> Hashable:
+        """Only candidates of one size can share a forward."""
 
     @property
-    def key(self) -> Hashable: ...
+    def key(self) -> Hashable | None:
+        """Of those, only these with equal keys can. None: not begun."""
+
+    @property
+    def rows(self) -> int:
+        """That it brings to a forward."""
+
+    @property
+    def remaining(self) -> float:
+        """Seconds of work left, were it alone."""
+
+    @property
+    def arrived(self) -> float:
+        """Seconds of any clock."""
 
 
 C = TypeVar("C", bound=Candidate)
 
 
 class Scheduler(Generic[C]):
-    """First come, first served, as many at once as fit into `max_rows`.
+    """Holds every request that still needs the denoiser."""
 
-    Requests whose calls cannot share a forward (another size, say) take turns: the group that holds the request served
-    longest ago is next, so none starves.
-    """
+    def __init__(self, limit: Callable[[C], int], first_come: bool = False) -> None:
+        """`limit`: the most rows that pay in a forward of this candidate's size. `first_come`: arrival alone decides, and sizes
+        take no turns."""
+        self._limit = limit
+        self._first_come = first_come
+        self._sizes: dict[Hashable, list[C]] = {}
+        self._served: dict[Hashable, float] = {}  # seconds, by size; of sizes without requests only what is ahead of `_now`
+        self._now = 0.0  # what the size served last had been served
 
-    def __init__(self, max_rows: int) -> None:
-        self._max_rows = max_rows
-        self._waiting: deque[C] = deque()
-        self._running: deque[C] = deque()  # the one served longest ago first
+    def __iter__(self) -> Iterator[C]:
+        return (candidate for candidates in list(self._sizes.values()) for candidate in list(candidates))
 
-    @property
-    def waiting(self) -> tuple[C, ...]:
-        return tuple(self._waiting)
-
-    @property
-    def running(self) -> tuple[C, ...]:
-        return tuple(self._running)
+    def __len__(self) -> int:
+        return sum(map(len, self._sizes.values()))
 
     def add(self, candidate: C) -> None:
-        self._waiting.append(candidate)
+        if candidate.size not in self._sizes:
+            # A size that was away has earned nothing meanwhile, and still owes what it was served ahead of the others.
+            self._served[candidate.size] = max(self._served.get(candidate.size, 0.0), self._now)
+        self._sizes.setdefault(candidate.size, []).append(candidate)
 
     def remove(self, candidate: C) -> None:
-        for queue in (self._waiting, self._running):
-            if candidate in queue:
-                queue.remove(candidate)
+        candidates = self._sizes.get(candidate.size, [])
+        if candidate in candidates:
+            candidates.remove(candidate)
+        if not candidates:
+            self._sizes.pop(candidate.size, None)
+            self._now = self._now if self._sizes else max(self._served.values(), default=0.0)  # with nobody left, no debts
+            self._served = {size: at for size, at in self._served.items() if size in self._sizes or at > self._now}
 
-    def start_next(self) -> C | None:
-        """Moves the first in the queue to the running ones if it fits. One too large to fit ever runs alone."""
-        if not self._waiting:
-            return None
-        taken = sum(candidate.rows for candidate in self._running)
-        if taken and taken + self._waiting[0].rows > self._max_rows:
-            return None
-        self._running.append(self._waiting.popleft())
-        return self._running[-1]
+    def rank(self, candidate: Candidate) -> float:
+        """Least goes first. The seconds waited would be subtracted from all alike: the arrival alone tells them apart."""
+        return candidate.arrived if self._first_come else candidate.remaining + AGEING * candidate.arrived
+
+    def next_start(self) -> C | None:
+        """Who is to be begun for the sake of the next forward. None when all who would share it have been."""
+        return next((candidate for candidate in self._company(self) if candidate.key is None), None)
 
     def next_batch(self) -> list[C]:
-        """Running candidates with one key, at most `max_rows` rows of them (but always one). Empty when none runs."""
-        batch: list[C] = []
-        rows = 0
-        for candidate in self._running:
-            if not batch or (candidate.key == batch[0].key and rows + candidate.rows <= self._max_rows):
-                batch.append(candidate)
+        """Who shares the next forward, of those begun. Empty when none is."""
+        return self._company(candidate for candidate in self if candidate.key is not None)
+
+    def charge(self, size: Hashable, seconds: float) -> None:
+        """A forward of this size took so long."""
+        self._now = self._served[size]
+        self._served[size] += seconds
+
+    def _company(self, candidates: Iterable[C]) -> list[C]:
+        """The first in order, of the size whose turn it is, and in order all who can share with it and fit."""
+        ranked = sorted(candidates, key=self.rank)
+        if not ranked:
+            return []
+        first = ranked[0] if self._first_come else min(ranked, key=lambda candidate: self._served[candidate.size])
+        limit, rows, key = self._limit(first), 0, first.key
+        company: list[C] = []
+        for candidate in ranked:
+            fits = not company or rows + candidate.rows <= limit
+            if candidate.size == first.size and fits and candidate.key in (key, None):
+                company.append(candidate)
                 rows += candidate.rows
-        for candidate in batch:
-            self._running.remove(candidate)
-        self._running.extend(batch)
-        return batch
+        return company

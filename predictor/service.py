@@ -8,18 +8,26 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from predictor import images, telemetry
-from predictor.engine import Engine
+from predictor import images, metrics, telemetry
+from predictor.compiler import compiled
+from predictor.engine import Engine, Policy
 from predictor.errors import Cancelled, InvalidRequest, NotServing
+from predictor.images import EncodedImage
 from predictor.job import Job, Result
 from predictor.model import TextToImage, load
+from predictor.phases import Phases
+from predictor.pixels import Pixels
+from predictor.rendezvous import Call, Rendezvous, resized
 from predictor.request import Answer, GenerateRequest, Params, check_cost, parse
 from predictor.settings import Settings
-from predictor.warmup import warm_up
+from predictor.warmup import Findings, warm_up
 
 Gone = Callable[[], Coroutine[Any, Any, object]]
 
 _LOADING_RETRY = 5  # seconds
+# By the first word of what is told about it.
+_PHASES = {"looking": "read", "reading": "read", "moving": "to_device", "making": "warm_up"}
+_REPRODUCIBLE_ROWS = 8  # of every forward: what is measured differs from one start to the next
 
 
 class Service:
@@ -30,6 +38,7 @@ class Service:
         self._draining = False
         self._model: TextToImage | None = None
         self._engine: Engine | None = None
+        self._call: Call | None = None  # of the denoiser, an example
         self._answering: set[asyncio.Task[Any]] = set()
         self._work: set[asyncio.Task[Any]] = set()
         # Tokenizers are not for two threads at once, and not for the event loop: thousands of characters take their time.
@@ -50,24 +59,49 @@ class Service:
         """Answered from the engine's heartbeat: a web loop that answers proves nothing about the device."""
         return self._engine is None or self._engine.alive
 
-    def load(self) -> None:
-        """Blocks until first pictures have been made. Raises StartupErrors."""
-        begin = time.monotonic()
-        model = load(self.settings, self._enter)
-        self._enter("making warm-up pictures")
-        model, shares = warm_up(model, self.settings.max_rows)
-        settings = self.settings
-        engine = Engine(
-            model,
-            max_rows=settings.max_rows if shares else 1,
-            max_queue=settings.max_queue,
-            hang_after=settings.hang_after,
-        )
-        engine.start()
-        self._model, self._engine = model, engine
+    def load(self, on_fault: Callable[[], None] = lambda: None, phases: Phases | None = None) -> None:
+        """Blocks until first pictures have been made. Raises StartupErrors. `on_fault` is called, in a thread of its own, when
+        this process can no longer serve. `phases`: those of the start, of which the last has not ended."""
+        phases, settings = phases or Phases("imports"), self.settings
+
+        def enter(what: str) -> None:
+            phases.begin(_PHASES[what.partition(" ")[0]])
+            self._enter(what)
+
+        model = load(settings, enter)
+        enter("making warm-up pictures")
+        found = warm_up(model, settings.max_rows or (_REPRODUCIBLE_ROWS if settings.reproducible else None))
+        self._model, self._engine = found.model, Engine(found.model, _policy(settings, found), on_fault=on_fault)
+        self._engine.start()
+        phases.begin("ready")
+        for phase, seconds in phases.seconds.items():
+            metrics.start_seconds.labels(phase).set(seconds)
+        metrics.mode.labels("shared" if found.shares else "turns", found.reason).set(1)
         if not self._draining:
-            seconds = round(time.monotonic() - begin, 2)
-            self._enter("ready", commit=model.snapshot.commit, shares_forwards=shares, seconds=seconds)
+            self._enter(
+                "ready",
+                commit=model.snapshot.commit,
+                shares_forwards=found.shares,
+                row_limit=found.row_limit,
+                reason=found.reason,
+                forward_ms={rows: round(1000 * seconds, 2) for rows, seconds in found.curve.measured.items()},
+                seconds={phase: round(seconds, 2) for phase, seconds in phases.seconds.items()},
+            )
+        self._call = found.call
+
+    def compile(self) -> None:
+        """What `--compile` asks for, once loaded. Blocks for minutes, while the engine serves with the module as it is."""
+        if not (self.settings.compile and self._call and self._model and self._engine):
+            return
+        begin = time.monotonic()
+        try:
+            examples = [resized(self._call, rows).arguments for rows in (1, 2, self._call.rows)]
+            twin = compiled(Rendezvous(self._model.pipe).denoiser, examples)
+            self._engine.replace_denoiser(twin)
+        except Exception as error:  # noqa: BLE001  a compiler has no end of ways to fail, and nothing depends on it
+            telemetry.failure("not compiled: serving as before", model=self.name, **telemetry.described(error))
+        else:
+            telemetry.event("compiled", model=self.name, seconds=round(time.monotonic() - begin, 2))
 
     def _enter(self, phase: str, **fields: object) -> None:
         self._phase = phase
@@ -81,7 +115,7 @@ class Service:
         model, engine = self._model, self._engine
         params = [parse(request, model.limits) for request in requests]
         check_cost(params, model.limits)
-        engine.check_room(sum(each.num_images_per_prompt for each in params))
+        engine.check_room(params, timeout=self.settings.timeout)
         loop, pairs = asyncio.get_running_loop(), list(zip(requests, params, strict=True))
         dropped = await loop.run_in_executor(self._reader, lambda: [self._read(model, *pair) for pair in pairs])
         jobs = engine.submit(params, timeout=self.settings.timeout, request_id=request_id)
@@ -132,20 +166,25 @@ class Service:
         begin = time.monotonic()
         pictures = await asyncio.gather(
             *(
-                asyncio.to_thread(images.encode, image, params.output_format, self._provenance(model, params, seed, image.size))
-                for image, seed in zip(result.output.images, params.seeds, strict=True)
+                asyncio.to_thread(self._encode, model, params, result.output.images, i)
+                for i in range(params.num_images_per_prompt)
             )
         )
         flagged: Iterable[bool] | None = getattr(result.output, "nsfw_content_detected", None)
         seconds = {**result.seconds, "encode": time.monotonic() - begin}
         return Answer(params, tuple(pictures), seconds, dropped, tuple(map(bool, flagged)) if flagged is not None else None)
 
-    def _provenance(self, model: TextToImage, params: Params, seed: int, size: tuple[int, int]) -> Mapping[str, object]:
-        """What to send to get the image again, alone."""
+    def _encode(self, model: TextToImage, params: Params, pixels: Pixels, i: int) -> EncodedImage:
+        """Waits for the picture to come from the device."""
+        picture = pixels[i]
+        return images.encode(picture, params.output_format, self._provenance(model, params, params.seeds[i], picture.shape))
+
+    def _provenance(self, model: TextToImage, params: Params, seed: int, shape: Sequence[int]) -> Mapping[str, object]:
+        """What to send to get the image again, alone. `shape`: [height, width, …]."""
         kept = {name: value for name, value in vars(params).items() if value is not None}
         if not self.settings.embed_prompt:
             kept = images.without_prompts(kept)
-        asked = kept | {"seed": seed, "width": size[0], "height": size[1], "num_images_per_prompt": 1}
+        asked = kept | {"seed": seed, "width": shape[1], "height": shape[0], "num_images_per_prompt": 1}
         return {"model": model.snapshot.repo, "commit": model.snapshot.commit, "pipeline": model.snapshot.pipeline} | asked
 
     async def drain(self, hurry: asyncio.Future[None]) -> None:
@@ -164,3 +203,14 @@ class Service:
         for work in self._work:
             work.cancel()
         self._engine.stop(NotServing("this replica has shut down", retry_after=1))
+
+
+def _policy(settings: Settings, found: Findings) -> Policy:
+    return Policy(
+        curve=found.curve,
+        row_limit=found.row_limit,
+        first_come=settings.order == "first-come",
+        fixed_rows=settings.reproducible,
+        max_seconds=settings.max_queue_seconds,
+        hang_after=settings.hang_after,
+    )

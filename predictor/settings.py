@@ -86,11 +86,38 @@ class Settings:
         "auto, float32, bfloat16 or float16; auto is float32 on a CPU, and on CUDA bfloat16, or float16 for fp16 weights",
     )
 
-    max_rows: int = _option(16, _whole(2), "rows that share one forward of the denoiser; a guided picture is two rows")
-    max_queue: int = _option(64, _whole(1), "pictures asked for and not yet made, running ones included; more get 429")
+    max_rows: int | None = _option(
+        None,
+        _whole(1),
+        "rows of default size that share one forward at most, a guided picture being two; unset: measured at start",
+    )
+    order: str = _option(
+        "shortest",
+        _matching("shortest|first-come", "shortest or first-come"),
+        "who goes first: shortest (remaining work, aged) or first-come",
+    )
+    reproducible: bool = _option(
+        False,
+        _yes_or_no,
+        "true: all forwards have equally many rows, so that company changes no bit of a picture; a lone request is slower",
+    )
+    max_queue_seconds: float = _option(
+        120.0, _number(1), "seconds of work accepted and not yet done, at the measured speed; more gets 429"
+    )
     timeout: float = _option(300.0, _number(1), "seconds from arrival until a request is given up with 504")
     grace_period: float = _option(25.0, _number(0), "seconds that SIGTERM leaves to accepted requests")
-    hang_after: float = _option(120.0, _number(1), "seconds without a step, with work at hand, after which /livez says 503")
+    hang_after: float = _option(
+        120.0, _number(1), "seconds without a sign of life, with work at hand, after which /livez says 503"
+    )
+
+    compile: bool = _option(
+        False,
+        _yes_or_no,
+        "true: compile the denoiser beside the first requests and serve faster from then on; takes a minute or more of a core",
+    )
+    compile_cache: Path | None = _option(
+        None, Path, "directory that keeps what was compiled, on a volume, so that the next start need not; unset: lost"
+    )
 
     default_steps: int | None = _option(None, _whole(1), "num_inference_steps where a request names none")
     default_guidance: float | None = _option(None, _number(0), "guidance_scale where a request names none")
@@ -167,6 +194,8 @@ def read(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> tuple
     for default, most in (("default_steps", "max_steps"), ("default_guidance", "max_guidance")):
         if (getattr(settings, default) or 0) > getattr(settings, most):
             parser.error(f"{_flag(default)} must be at most {_flag(most)}, which is {getattr(settings, most):g}")
+    if settings.compile and settings.reproducible:
+        parser.error("--compile and --reproducible exclude each other: pictures would change once the compilation is done")
     return settings, rest
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from predictor.job import Job
 from predictor.request import Params
 
 POISON = -1.0  # a row that no denoiser can bear
@@ -39,15 +40,31 @@ class Denoiser(torch.nn.Module):
         return (sample + scale,)
 
 
+class Decoder:
+    """Decodes sums to themselves; remembers how many pictures each call had."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+        self.before: Callable[[], None] = lambda: None
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        self.before()
+        self.calls.append(len(latents))
+        return latents
+
+
 class Pipe:
     """Each step adds the seed to a latent of the asked size; the images are the sums."""
 
     def __init__(self) -> None:
         self.unet = Denoiser()
+        self.vae = Decoder()
         self.scheduler = None
+        self.text: Callable[[], None] = lambda: None
 
     @torch.no_grad()
-    def __call__(self, params: Params) -> SimpleNamespace:
+    def __call__(self, params: Params, job: Job | None = None) -> SimpleNamespace:
+        self.text()
         count = params.num_images_per_prompt
         sample = torch.zeros(count, 1, params.height // 8, params.width // 8)
         if params.prompt == "poison":
@@ -57,6 +74,9 @@ class Pipe:
             if params.prompt == "fails late" and step == 2:
                 raise RuntimeError("a prompt that must not be told")
             sample = self.unet(sample, torch.tensor(step), scale=scale, return_dict=False)[0]
+            if job:
+                job.report(step + 1, params.num_inference_steps, lambda: None)
+        sample = self.vae.decode(sample)
         return SimpleNamespace(images=[row.mean().item() for row in sample], grad=torch.is_grad_enabled())
 
 
@@ -66,11 +86,17 @@ class Model:
 
     pipe: Pipe = field(default_factory=Pipe)
 
-    def generate(self, pipe: Pipe, params: Params) -> SimpleNamespace:
-        return pipe(params)
+    in_tiles: int = 0
 
-    def cost(self, params: Params) -> float:
-        return params.num_inference_steps * params.num_images_per_prompt
+    def generate(self, pipe: Pipe, params: Params, job: Job | None = None) -> SimpleNamespace:
+        return pipe(params, job)
+
+    def relative_size(self, params: Params) -> float:
+        return params.width * params.height / 64**2
+
+    def decode_in_tiles(self, decode: Callable[[], Any]) -> Any:
+        self.in_tiles += 1
+        return decode()
 
 
 class Clock:

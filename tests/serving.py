@@ -34,10 +34,11 @@ class Server:
     name: str = "model"
     port: int = field(default_factory=free_port)
     environ: dict[str, str] = field(default_factory=dict)
+    program: tuple[str, ...] = ("-m", "predictor")
 
     def __enter__(self) -> Server:
         environ = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | self.environ
-        command = [sys.executable, "-m", "predictor", *self.arguments, "--http_port", str(self.port)]
+        command = [sys.executable, *self.program, *self.arguments, "--http_port", str(self.port)]
         self.process = subprocess.Popen(command, cwd=REPOSITORY, env=environ, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
         self._lines: list[str] = []
         self._news = threading.Condition()

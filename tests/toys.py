@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,31 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
+from diffusers.pipelines.kolors.tokenizer import ChatGLMTokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizer,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
+    GlmConfig,
+    GlmModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
 )
@@ -56,7 +76,7 @@ def t5_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def clip_encoder(tokenizer: CLIPTokenizer, kind: type = CLIPTextModel) -> Any:
+def clip_encoder(tokenizer: CLIPTokenizer, kind: type = CLIPTextModel, longest: int | None = None) -> Any:
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
@@ -64,7 +84,7 @@ def clip_encoder(tokenizer: CLIPTokenizer, kind: type = CLIPTextModel) -> Any:
         intermediate_size=37,
         num_hidden_layers=2,
         num_attention_heads=4,
-        max_position_embeddings=tokenizer.model_max_length,
+        max_position_embeddings=longest or tokenizer.model_max_length,
         projection_dim=WIDTH,
         hidden_act="gelu",
         **special,
@@ -72,16 +92,126 @@ def clip_encoder(tokenizer: CLIPTokenizer, kind: type = CLIPTextModel) -> Any:
     return kind(config)
 
 
-def t5_encoder() -> T5EncoderModel:
-    return T5EncoderModel(T5Config(vocab_size=100, d_model=WIDTH, d_kv=8, d_ff=37, num_layers=2, num_heads=4))
+def t5_encoder(kind: type = T5EncoderModel, config: type = T5Config) -> Any:
+    return kind(config(vocab_size=100, d_model=WIDTH, d_kv=16, d_ff=37, num_layers=1, num_heads=2))
 
 
-def autoencoder(latent_channels: int = 4, **settings: Any) -> AutoencoderKL:
-    """Two pixels a latent."""
+def bert_tokenizer() -> BertTokenizer:
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = [chr(code) for code in range(33, 127)]
+    vocabulary = [*special, *letters, *("##" + letter for letter in letters)]
+    return BertTokenizer({token: i for i, token in enumerate(vocabulary)}, model_max_length=16)
+
+
+def gemma_tokenizer() -> GemmaTokenizer:
+    """Letters only, as above."""
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    vocabulary = [*special, "\u2581", *(chr(code) for code in range(33, 127))]
+    return GemmaTokenizer({token: i for i, token in enumerate(vocabulary)}, [], model_max_length=2048)
+
+
+def qwen_tokenizer() -> Qwen2Tokenizer:
+    """Every byte is a token, and so is each mark of the chat template."""
+    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocabulary = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *marks]
+    tokenizer = Qwen2Tokenizer({token: i for i, token in enumerate(vocabulary)}, [], model_max_length=2048)
+    tokenizer.add_special_tokens({"additional_special_tokens": marks[1:]})
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    return tokenizer
+
+
+def chatglm_tokenizer(folder: Path) -> ChatGLMTokenizer:
+    """Letters only, in the file format of the sentencepiece library."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto()
+    model.trainer_spec.unk_id, model.trainer_spec.bos_id, model.trainer_spec.eos_id = 0, 1, 2
+    for piece, kind in [("<unk>", 2), ("<s>", 3), ("</s>", 3), ("\u2581", 1), *((chr(code), 1) for code in range(33, 127))]:
+        model.pieces.add(piece=piece, type=kind)
+    (folder / "tokenizer.model").write_bytes(model.SerializeToString())
+    return ChatGLMTokenizer(str(folder / "tokenizer.model"), model_max_length=2048)
+
+
+# What the decoders of large language models agree on.
+_LANGUAGE_MODEL = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 37,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
+
+
+def bert_encoder(tokenizer: BertTokenizer) -> BertModel:
+    return BertModel(
+        BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=WIDTH,
+            intermediate_size=37,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=77,
+        )
+    )
+
+
+def gemma_encoder(tokenizer: GemmaTokenizer) -> Gemma2Model:
+    """Thin, for Sana sets a page of instructions before each prompt."""
+    thin = {"num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1, "query_pre_attn_scalar": 8}
+    return Gemma2Model(Gemma2Config(**{"vocab_size": len(tokenizer), **_LANGUAGE_MODEL, **thin}))
+
+
+def chatglm_encoder() -> ChatGLMModel:
+    config = ChatGLMConfig(
+        num_layers=2,
+        padded_vocab_size=128,
+        hidden_size=WIDTH,
+        ffn_hidden_size=37,
+        kv_channels=8,
+        num_attention_heads=4,
+        multi_query_attention=True,
+        multi_query_group_num=2,
+        original_rope=True,
+    )
+    encoder = ChatGLMModel(config)
+    for weight in encoder.parameters():  # the class leaves in them what was in memory
+        torch.nn.init.normal_(weight, std=0.1)
+    return encoder
+
+
+def glm_encoder(vocabulary: int) -> GlmModel:
+    return GlmModel(GlmConfig(vocab_size=vocabulary, pad_token_id=0, **_LANGUAGE_MODEL))
+
+
+def llama_causal_lm(vocabulary: int) -> LlamaForCausalLM:
+    """Eager, for HiDream asks for attentions and leaves them."""
+    settings = _LANGUAGE_MODEL | {"vocab_size": vocabulary, "num_hidden_layers": 3, "attn_implementation": "eager"}
+    return LlamaForCausalLM(LlamaConfig(**settings))
+
+
+def qwen3_encoder(tokenizer: Qwen2Tokenizer, kind: type = Qwen3Model, **settings: Any) -> PreTrainedModel:
+    return kind(Qwen3Config(**{"vocab_size": len(tokenizer), **_LANGUAGE_MODEL, **settings}))
+
+
+def qwen_vision_encoder(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
+    """It sees no picture here, but has eyes."""
+    ends = {"bos_token_id": None, "eos_token_id": None}
+    positions = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6}
+    text = {**_LANGUAGE_MODEL, **ends, "vocab_size": len(tokenizer), "rope_parameters": positions}
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": WIDTH}
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
+
+
+def autoencoder(latent_channels: int = 4, levels: int = 2, **settings: Any) -> AutoencoderKL:
+    """Two pixels a latent; doubled by every further level."""
     return AutoencoderKL(
-        block_out_channels=(16, 32),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(16, 32, 32, 32)[:levels],
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
         latent_channels=latent_channels,
         norm_num_groups=8,
         **settings,
@@ -102,8 +232,25 @@ def unet(**settings: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(**given | settings)
 
 
+def lively(make: Callable[..., DiffusionPipeline]) -> Callable[..., DiffusionPipeline]:
+    """The same weights every time, and so large that all a denoiser is told shows in the picture: as the classes draw them,
+    a text hardly does, and a row with somebody else's text would go unnoticed."""
+
+    @functools.wraps(make)
+    def made(folder: Path, **settings: object) -> DiffusionPipeline:
+        torch.manual_seed(0)
+        pipe = make(folder, **settings)
+        for component in pipe.components.values():
+            for weight in component.parameters() if isinstance(component, torch.nn.Module) else ():
+                if weight.ndim > 1:
+                    torch.nn.init.normal_(weight, std=1.5 / weight[0].numel() ** 0.5)
+        return pipe
+
+    return made
+
+
+@lively
 def stable_diffusion(folder: Path) -> StableDiffusionPipeline:
-    torch.manual_seed(0)
     tokenizer = clip_tokenizer(folder)
     return StableDiffusionPipeline(
         vae=autoencoder(),
@@ -117,8 +264,18 @@ def stable_diffusion(folder: Path) -> StableDiffusionPipeline:
     )
 
 
+UNET_XL = {
+    "cross_attention_dim": 2 * WIDTH,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 6 * 8 + WIDTH,
+    "transformer_layers_per_block": (1, 2),
+    "use_linear_projection": True,
+}
+
+
+@lively
 def stable_diffusion_xl(folder: Path) -> StableDiffusionXLPipeline:
-    torch.manual_seed(0)
     tokenizer = clip_tokenizer(folder)
     return StableDiffusionXLPipeline(
         vae=autoencoder(force_upcast=True),
@@ -126,21 +283,14 @@ def stable_diffusion_xl(folder: Path) -> StableDiffusionXLPipeline:
         text_encoder_2=clip_encoder(tokenizer, CLIPTextModelWithProjection),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
-        unet=unet(
-            cross_attention_dim=2 * WIDTH,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=6 * 8 + WIDTH,
-            transformer_layers_per_block=(1, 2),
-            use_linear_projection=True,
-        ),
-        scheduler=EulerDiscreteScheduler(steps_offset=1),
+        unet=unet(**UNET_XL),
+        scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1),
         add_watermarker=False,
     )
 
 
+@lively
 def stable_diffusion_3(folder: Path) -> StableDiffusion3Pipeline:
-    torch.manual_seed(0)
     tokenizer = clip_tokenizer(folder)
     return StableDiffusion3Pipeline(
         transformer=SD3Transformer2DModel(
@@ -167,8 +317,8 @@ def stable_diffusion_3(folder: Path) -> StableDiffusion3Pipeline:
     )
 
 
-def flux(folder: Path) -> FluxPipeline:
-    torch.manual_seed(0)
+@lively
+def flux(folder: Path, guidance_embeds: bool = True) -> FluxPipeline:
     tokenizer = clip_tokenizer(folder)
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
@@ -187,7 +337,7 @@ def flux(folder: Path) -> FluxPipeline:
             joint_attention_dim=WIDTH,
             pooled_projection_dim=WIDTH,
             axes_dims_rope=(4, 4, 8),
-            guidance_embeds=True,
+            guidance_embeds=guidance_embeds,
         ),
     )
 

@@ -1,48 +1,91 @@
+import math
+
 import pytest
 
 from fakes import params
 from predictor.admission import Admission
 from predictor.errors import InvalidRequest, NotServing, QueueFull
 from predictor.job import Job
+from predictor.speed import Estimate
 
 
-def job(images: int = 1, cost: float = 10.0, steps: int = 10, scheduler: str | None = None) -> Job:
-    asked = params(num_images_per_prompt=images, num_inference_steps=steps, scheduler=scheduler)
-    return Job(asked, cost, deadline=1e9, request_id="r", now=0.0)
+def job(seconds: float = 10.0, *, patience: float = math.inf, sharing: float = 1.0, arrived: float = 0.0) -> Job:
+    """Ten forwards of `seconds` in all, which take `sharing` times as long of a device that is shared."""
+    estimate = Estimate((64, 64), 1.0, 1, forwards=10, alone=seconds / 10, shared=sharing * seconds / 10, asides=0.0)
+    return Job(params(), estimate, "r", arrived=arrived, deadline=arrived + patience)
 
 
-def retry_after(admission: Admission) -> int:
-    with pytest.raises(QueueFull) as refused:
-        admission.check(1)
-    return refused.value.retry_after
+def new_admission(max_seconds: float = 30.0) -> Admission:
+    return Admission(max_seconds, rank=lambda job: job.remaining)
 
 
-def test_images_are_counted_and_released():
-    admission = Admission(4)
-    first, second = job(3), job(1)
+def refused(admission: Admission, *jobs: Job) -> QueueFull:
+    with pytest.raises(QueueFull) as refusal:
+        admission.check(jobs)
+    return refusal.value
+
+
+def test_seconds_are_counted_and_released():
+    admission = new_admission()
+    first, second = job(20), job(10)
     admission.admit([first, second])
-    with pytest.raises(QueueFull, match="4 of at most 4 pictures .* 1 more do not fit"):
-        admission.check(1)
+    assert "about 30 s of work are accepted, and 5.0 s more do not fit into 30 s" in refused(admission, job(5)).message
     admission.release(first)
-    admission.check(3)
+    admission.check([job(20)])
     assert admission.open_jobs == (second,)
 
 
+def test_work_that_is_done_makes_room():
+    admission = new_admission()
+    working = job(30)
+    admission.admit([working])
+    assert refused(admission, job(10)).retry_after == 10
+    working.forwards = 2
+    assert refused(admission, job(10)).retry_after == 4
+    working.forwards = 4
+    admission.check([job(10)])
+
+
+def test_work_that_shares_forwards_counts_for_what_it_takes_of_them():
+    admission = new_admission()
+    admission.admit([job(20, sharing=0.25) for _ in range(6)])
+    refused(admission, job(20, sharing=0.25))
+
+
 def test_a_call_is_admitted_whole_or_not_at_all():
-    admission = Admission(4)
-    admission.admit([job(3)])
+    admission = new_admission()
+    admission.admit([job(20)])
     with pytest.raises(QueueFull):
-        admission.admit([job(1), job(1)])
+        admission.admit([job(5), job(6)])
     assert len(admission.open_jobs) == 1
 
 
-def test_what_never_fits_is_the_callers_mistake():
-    with pytest.raises(InvalidRequest, match="at most 4 images in all, not 5"):
-        Admission(4).check(5)
+def test_an_idle_device_takes_what_is_larger_than_its_queue():
+    admission = new_admission(max_seconds=5)
+    admission.admit([job(20)])
+    refused(admission, job(0.1))
+
+
+def test_what_no_idle_device_could_finish_is_the_callers_mistake():
+    with pytest.raises(InvalidRequest, match="about 20 s even alone, and no request may take more than 15 s"):
+        new_admission().check([job(20, patience=15)])
+    with pytest.raises(InvalidRequest, match="about 24 s even alone"):
+        new_admission().check([job(12, patience=15), job(12, patience=15)])
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_at_once():
+    """Only work that goes first counts: the short one is let in before the long one."""
+    admission = new_admission(max_seconds=1000)
+    admission.admit([job(60), job(60)])
+    admission.check([job(20, patience=30)])
+    admission.admit([job(15), job(15)])
+    refusal = refused(admission, job(20, patience=30))
+    assert refusal.retry_after == 20
+    assert "about 30 s of work come first, and 20.0 s more would not be done within 30 s" in refusal.message
 
 
 def test_closed_for_good_with_the_first_reason():
-    admission = Admission(4)
+    admission = new_admission()
     admission.close(NotServing("first"))
     admission.close(NotServing("second"))
     for _ in range(2):
@@ -50,39 +93,8 @@ def test_closed_for_good_with_the_first_reason():
             admission.admit([job()])
 
 
-def test_without_a_measurement_the_estimate_is_a_second():
-    admission = Admission(1)
-    admission.admit([job()])
-    assert retry_after(admission) == 1
-
-
-def test_the_estimate_is_work_left_over_speed():
-    admission = Admission(1)
-    working = job(cost=10.0, steps=10)
-    admission.admit([working])
-    admission.note_forward([working], 2.0)  # a tenth of 10 in 2 s: 0.5 a second
-    working.step = 4
-    assert retry_after(admission) == 12
-    for _ in range(100):  # now twice as fast
-        admission.note_forward([working], 1.0)
-    assert retry_after(admission) in (6, 7)  # the average only comes close
-
-
-def test_the_estimate_learns_how_many_forwards_a_sampler_takes_a_step():
-    admission = Admission(1)
-    done = job(scheduler="Heun")
-    done.step = 20
-    admission.note_finished(done)
-    working = job(scheduler="Heun")
-    admission.admit([working])
-    admission.note_forward([working], 1.0)  # one of 20 forwards
-    working.step = 5
-    assert retry_after(admission) == 15
-
-
-def test_the_estimate_has_an_end():
-    admission = Admission(1)
-    working = job(cost=1e9)
-    admission.admit([working])
-    admission.note_forward([job(cost=1e-9)], 1.0)
-    assert retry_after(admission) == 600
+def test_the_estimate_has_both_ends():
+    admission = new_admission()
+    admission.admit([job(30)])
+    assert refused(admission, job(0.001)).retry_after == 1
+    assert refused(admission, job(1e9)).retry_after == 600

@@ -4,18 +4,29 @@ from concurrent.futures import wait
 
 import pytest
 import torch
+from prometheus_client import REGISTRY
 
 from fakes import Clock, Gate, Model, params
-from predictor.engine import Engine
+from predictor.engine import Engine, Policy
 from predictor.errors import Cancelled, DeadlineExceeded, GenerationFailed, InvalidRequest, NotServing, QueueFull
+from predictor.job import Progress, Watch
+from predictor.speed import Curve
+
+A_SECOND_A_ROW = Curve({1: 1.0, 2: 2.0})
 
 
-def new_engine(model: Model | None = None, **settings) -> Engine:
-    return Engine(model or Model(), **{"max_rows": 4, "max_queue": 10} | settings)
+def new_engine(model: Model | None = None, *, clock=None, on_fault=lambda: None, **policy) -> Engine:
+    given = {"curve": A_SECOND_A_ROW, "row_limit": 4} | policy
+    return Engine(model or Model(), Policy(**given), clock=clock or Clock(), on_fault=on_fault)
 
 
-def submit(engine: Engine, *requests, timeout: float = 60):
-    return engine.submit(requests, timeout=timeout, request_id="r")
+def takes(clock: Clock, seconds: float):
+    """What stands in for work that takes so long."""
+    return lambda: setattr(clock, "now", clock.now + seconds)
+
+
+def submit(engine: Engine, *requests, timeout: float = 600, watch=None):
+    return engine.submit(requests, timeout=timeout, request_id="r", watch=watch)
 
 
 def run(engine: Engine) -> None:
@@ -36,55 +47,150 @@ def test_requests_share_forwards_and_join_and_leave_at_any_step():
     assert short.future.result().output.images == [6.0]
 
 
-def test_seconds_tell_waiting_from_work():
-    clock = Clock()
-    engine = new_engine(clock=clock, max_rows=2)
-    first, second = submit(engine, params(num_images_per_prompt=2), params(num_images_per_prompt=2))
+def test_seconds_tell_the_stages_apart():
+    clock, model = Clock(), Model()
+    model.pipe.text, model.pipe.unet.before, model.pipe.vae.before = takes(clock, 1), takes(clock, 2), takes(clock, 4)
+    engine = new_engine(model, clock=clock)
+    [job] = submit(engine, params(num_inference_steps=3))
+    clock.now += 8
+    run(engine)
+    assert job.future.result().seconds == {"queue": 8.0, "text": 1.0, "denoise": 6.0, "decode": 4.0}
+
+
+def test_a_pipeline_without_doors_is_served_all_the_same():
+    model = Model()
+    denoiser, model.pipe.unet, model.pipe.vae = model.pipe.unet, None, None
+    model.generate = lambda pipe, asked, job: denoiser(torch.zeros(1), torch.zeros(1), torch.ones(1))
+    engine = new_engine(model)
+    jobs = submit(engine, params(), params())
+    run(engine)
+    assert [list(job.future.result().seconds) for job in jobs] == [["queue", "generate"]] * 2
+
+
+def test_shortest_remaining_work_goes_first():
+    engine = new_engine(row_limit=1)
+    ends = []
+    jobs = submit(engine, params("long", num_inference_steps=9), params("short", num_inference_steps=2))
+    for job in jobs:
+        job.future.add_done_callback(lambda _, job=job: ends.append(job.params.prompt))
+    engine.step()
+    [shorter] = submit(engine, params("shorter", num_inference_steps=1))
+    shorter.future.add_done_callback(lambda _: ends.append("shorter"))
+    run(engine)
+    assert ends == ["short", "shorter", "long"] or ends == ["shorter", "short", "long"]
+
+
+def test_first_come_first_served_where_asked_for():
+    engine = new_engine(row_limit=1, first_come=True)
+    ends = []
+    for prompt, steps in (("long", 9), ("short", 2)):
+        [job] = submit(engine, params(prompt, num_inference_steps=steps))
+        job.future.add_done_callback(lambda _, prompt=prompt: ends.append(prompt))
+        engine._clock.now += 1
+    run(engine)
+    assert ends == ["long", "short"]
+
+
+def test_a_size_of_four_times_the_pixels_fits_a_quarter_of_the_rows():
+    model = Model()
+    engine = new_engine(model, row_limit=4)
+    submit(engine, *(params(width=128, height=128, num_inference_steps=1) for _ in range(3)))
+    run(engine)
+    assert model.pipe.unet.forwards == [1, 1, 1]
+
+
+def test_beginning_and_decoding_hold_up_others_by_no_more_than_a_forward():
+    """Text encoding takes 0.4 of a forward: three may come between two forwards, not eight."""
+    clock, model = Clock(), Model()
+    model.pipe.unet.before, model.pipe.text = takes(clock, 1), takes(clock, 0.4)
+    engine = new_engine(model, clock=clock, row_limit=100, curve=Curve({1: 1.0, 100: 1.0}))
+    submit(engine, params(num_inference_steps=30))
+    engine.step()
+    submit(engine, *(params(num_inference_steps=20) for _ in range(8)))
     for _ in range(3):
         engine.step()
-        clock.now += 1
+    assert model.pipe.unet.forwards == [1, 4, 7, 9]
+
+
+def test_decoding_is_done_one_by_one_between_forwards():
+    clock, model = Clock(), Model()
+    model.pipe.unet.before, model.pipe.vae.before = takes(clock, 1), takes(clock, 5)
+    engine = new_engine(model, clock=clock, row_limit=100)
+    submit(engine, *(params(num_inference_steps=2) for _ in range(3)), params(num_inference_steps=9))
+    order = []
+    model.pipe.unet.before = lambda: order.append("forward")
+    model.pipe.vae.before = lambda: (order.append("decode"), takes(clock, 5)())
     run(engine)
-    assert first.future.result().seconds == {"queue": 0.0, "generate": 2.0}
-    assert second.future.result().seconds == {"queue": 3.0, "generate": 0.0}
+    assert order[:8] == ["forward", "forward", "decode", "forward", "decode", "forward", "decode", "forward"]
+
+
+def test_whoever_watches_is_told_of_each_step():
+    engine = new_engine()
+    told = []
+    submit(engine, params(num_inference_steps=3), watch=Watch(told.append, preview_every=2))
+    run(engine)
+    assert told == [Progress(1, 3), Progress(2, 3), Progress(3, 3)]
+
+
+def test_fixed_rows_are_filled_up_and_only_wanted_ones_come_back():
+    model = Model()
+    engine = new_engine(model, fixed_rows=True)
+    first, second = submit(engine, params(seed=2, num_inference_steps=1), params(seed=3))
+    run(engine)
+    assert model.pipe.unet.forwards == [4, 4, 4]
+    assert first.future.result().output.images == [2.0]
+    assert second.future.result().output.images == [9.0]
 
 
 def test_all_of_a_call_is_accepted_or_none():
-    engine = new_engine(max_queue=3)
+    engine = new_engine(max_seconds=7.0)
     submit(engine, params(), params())
-    with pytest.raises(QueueFull, match="2 of at most 3"):
+    with pytest.raises(QueueFull, match="about 6 s of work are accepted, and 6.0 s more do not fit into 7 s"):
         submit(engine, params(), params())
     assert len(engine.open_jobs) == 2
 
 
-def test_the_queue_counts_images_and_says_what_can_never_fit():
-    engine = new_engine(max_queue=4)
-    submit(engine, params(num_images_per_prompt=3))
-    with pytest.raises(QueueFull, match="3 of at most 4 pictures .* 2 more do not fit"):
-        engine.check_room(2)
-    engine.check_room(1)
-    with pytest.raises(InvalidRequest, match="at most 4 images in all, not 5"):
-        submit(engine, params(num_images_per_prompt=3), params(num_images_per_prompt=2))
+def test_retry_after_follows_what_forwards_really_take():
+    clock, model = Clock(), Model()
+    model.pipe.unet.before = takes(clock, 3)
+    engine = new_engine(model, clock=clock, max_seconds=10, row_limit=1)
+    jobs = submit(engine, params(num_inference_steps=10))
+    with pytest.raises(QueueFull) as refused:
+        engine.check_room([params(num_inference_steps=1)], timeout=600)
+    assert refused.value.retry_after == 1
+    run(engine)
+    assert jobs[0].future.result()
+    submit(engine, params(num_inference_steps=10))
+    with pytest.raises(QueueFull) as refused:
+        engine.check_room([params(num_inference_steps=1)], timeout=600)
+    assert 10 < refused.value.retry_after <= 3 * 11 - 10
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_at_once():
+    engine = new_engine(row_limit=1)
+    with pytest.raises(InvalidRequest, match="about 50 s even alone"):
+        submit(engine, params(num_inference_steps=50), timeout=40)
+    submit(engine, params(num_inference_steps=30), timeout=40)
+    with pytest.raises(QueueFull, match="would not be done within 40 s"):
+        submit(engine, params(num_inference_steps=35), timeout=40)
+    assert submit(engine, params(num_inference_steps=5), timeout=40)
 
 
 def test_a_sampler_that_takes_two_forwards_a_step_is_learned():
-    clock, model = Clock(), Model()
-    model.generate = lambda pipe, asked: pipe(params(num_inference_steps=2 * asked.num_inference_steps))
-    model.pipe.unet.before = lambda: setattr(clock, "now", clock.now + 1)  # a forward: 1 s
-    engine = new_engine(model, clock=clock, max_queue=1)
+    model = Model()
+    model.generate = lambda pipe, asked, job: pipe(params(num_inference_steps=2 * asked.num_inference_steps))
+    engine = new_engine(model)
     submit(engine, params(num_inference_steps=10, scheduler="Heun"))
     run(engine)
-    submit(engine, params(num_inference_steps=10, scheduler="Heun"))
-    for _ in range(5):
-        engine.step()
-    with pytest.raises(QueueFull) as refused:
-        engine.check_room(1)
-    assert 10 <= refused.value.retry_after <= 16  # 15 forwards are left; the speed is still being learned
+    [heun] = submit(engine, params(num_inference_steps=10, scheduler="Heun"))
+    [other] = submit(engine, params(num_inference_steps=10))
+    assert (heun.estimate.forwards, other.estimate.forwards) == (20, 10)
 
 
-def test_a_device_that_reports_a_fault_of_its_own_is_not_alive():
+def test_a_device_that_fails_ends_the_engine_and_tells_everybody():
     """And nothing that a request can do looks like one."""
-    model = Model()
-    engine = new_engine(model)
+    model, ended = Model(), threading.Event()
+    engine = new_engine(model, on_fault=ended.set)
     engine.start()
     for _ in range(9):
         [job] = submit(engine, params("poison", seed=0))
@@ -95,9 +201,65 @@ def test_a_device_that_reports_a_fault_of_its_own_is_not_alive():
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
     model.pipe.unet.before = fault
-    [job] = submit(engine, params())
-    assert job.future.exception(timeout=60)
+    jobs = submit(engine, params(), params(), params(width=128))
+    for job in jobs:
+        with pytest.raises(NotServing, match="the device of this replica has failed"):
+            job.future.result(timeout=60)
+    assert ended.wait(60)
     assert not engine.alive
+    with pytest.raises(NotServing):
+        submit(engine, params())
+
+
+def out_of_memory_beyond(rows: int, model: Model) -> None:
+    def refuse(_, arguments, options) -> None:
+        if len(arguments[0] if arguments else options["sample"]) > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    model.pipe.unet.register_forward_pre_hook(refuse, with_kwargs=True)
+
+
+def test_out_of_memory_splits_the_batch_and_lowers_the_limit():
+    model = Model()
+    out_of_memory_beyond(2, model)
+    before = sample("predictor_out_of_memory_total")
+    engine = new_engine(model, row_limit=8)
+    jobs = submit(engine, *(params(seed=i, num_inference_steps=2) for i in range(4)))
+    run(engine)
+    assert [job.future.result().output.images for job in jobs] == [[0.0], [2.0], [4.0], [6.0]]
+    assert model.pipe.unet.forwards == [2, 2, 2, 2]
+    assert sample("predictor_out_of_memory_total") == before + 1
+    assert sample("predictor_row_limit") == 2
+
+
+def test_one_request_that_needs_too_much_memory_fails_alone_and_costs_nobody_company():
+    model = Model()
+    out_of_memory_beyond(3, model)
+    engine = new_engine(model, row_limit=3)
+    huge, small, other = submit(engine, params(num_images_per_prompt=4), params(seed=2), params(seed=3))
+    run(engine)
+    assert str(huge.future.exception()) == "too little device memory"
+    assert small.future.result().output.images == [6.0]
+    assert sample("predictor_row_limit") == 3
+
+
+def test_a_decoding_that_runs_out_of_memory_is_done_in_tiles():
+    model, failures = Model(), [torch.OutOfMemoryError("CUDA out of memory")]
+
+    def fail_once() -> None:
+        if failures:
+            raise failures.pop()
+
+    model.pipe.vae.before = fail_once
+    engine = new_engine(model)
+    [job] = submit(engine, params())
+    run(engine)
+    assert job.future.result().output.images == [3.0]
+    assert model.in_tiles == 1
+
+
+def sample(name: str) -> float:
+    return REGISTRY.get_sample_value(name)
 
 
 def test_a_failure_does_not_keep_the_memory_of_its_forward():
@@ -119,17 +281,6 @@ def test_a_failure_does_not_keep_the_memory_of_its_forward():
     assert alive_at_retry == [[], [False], [False, False]]
 
 
-def test_retry_after_follows_the_measured_speed():
-    clock, model = Clock(), Model()
-    model.pipe.unet.before = lambda: setattr(clock, "now", clock.now + 2)  # a step of one image: 2 s
-    engine = new_engine(model, clock=clock, max_queue=1)
-    submit(engine, params(num_inference_steps=10))
-    engine.step()
-    with pytest.raises(QueueFull) as refused:
-        submit(engine, params())
-    assert refused.value.retry_after == 18
-
-
 def test_a_cancelled_job_costs_no_further_forward():
     model = Model()
     engine = new_engine(model)
@@ -143,8 +294,8 @@ def test_a_cancelled_job_costs_no_further_forward():
 
 
 def test_cancelling_what_waits_or_is_done_is_fine():
-    engine = new_engine(max_rows=2)
-    first, waiting = submit(engine, params(num_images_per_prompt=2), params())
+    engine = new_engine(row_limit=2)
+    first, waiting = submit(engine, params(num_images_per_prompt=2), params(num_inference_steps=50))
     engine.step()
     engine.cancel(waiting)
     run(engine)
@@ -168,9 +319,9 @@ def test_a_passed_deadline_is_not_started():
 def test_a_deadline_that_passes_half_way_ends_the_work():
     clock, model = Clock(), Model()
     engine = new_engine(model, clock=clock)
-    [late] = submit(engine, params(num_inference_steps=50), timeout=5)
+    [late] = submit(engine, params(num_inference_steps=50), timeout=55)
     engine.step()
-    clock.now += 6
+    clock.now += 56
     run(engine)
     assert model.pipe.unet.forwards == [1]
     assert isinstance(late.future.exception(), DeadlineExceeded)
@@ -225,21 +376,25 @@ def test_stop_tells_the_unfinished():
 
 
 def test_alive_is_the_thread_and_its_heartbeat():
-    clock, model = Clock(), Model()
-    gate = Gate(model.pipe.unet)
-    engine = new_engine(model, clock=clock, hang_after=10)
-    assert not engine.alive  # not started
-    engine.start()
-    [job] = submit(engine, params())
-    gate.entered.wait(60)
-    clock.now += 9
-    assert engine.alive
-    clock.now += 2
-    assert not engine.alive
-    gate.opened.set()
-    job.future.result(timeout=60)
-    clock.now += 100
-    assert engine.alive  # idle is not hung
+    """A forward is expected to take 1 s here: fifty times that is a hang, and so is whatever the operator says."""
+    for patience, policy in ((50, {}), (10, {"hang_after": 10})):
+        clock, model = Clock(), Model()
+        gate = Gate(model.pipe.unet)
+        engine = new_engine(model, clock=clock, **policy)
+        assert not engine.alive  # not started
+        engine.start()
+        clock.now += 1000
+        [job] = submit(engine, params())
+        assert engine.alive  # it was idle
+        gate.entered.wait(60)
+        clock.now += patience - 1
+        assert engine.alive
+        clock.now += 2
+        assert not engine.alive
+        gate.opened.set()
+        job.future.result(timeout=60)
+        clock.now += 1000
+        assert engine.alive  # idle is not hung
 
 
 def test_an_engine_that_dies_answers_everybody(monkeypatch):

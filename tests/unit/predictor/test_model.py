@@ -3,11 +3,13 @@ import shutil
 
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 
 import toys
 from fakes import params
 from predictor.errors import DeviceUnavailable, InvalidRequest, ModelNotLoadable
 from predictor.model import load, read_limits
+from predictor.sampler import offered
 from predictor.settings import Settings
 
 
@@ -83,12 +85,8 @@ def test_own_defaults_stay_within_the_bounds(model):
 
 
 def test_samplers_that_fail_only_when_they_step_are_not_offered():
-    from diffusers import DPMSolverMultistepScheduler
-
-    from predictor.model import _samplers
-
     flow = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
-    assert not {"DDIMScheduler", "EulerDiscreteScheduler", "PNDMScheduler"} & set(_samplers(flow))
+    assert not {"DDIMScheduler", "EulerDiscreteScheduler", "PNDMScheduler"} & set(offered(flow))
 
 
 def test_a_sampler_must_be_compatible_and_start(model):
@@ -104,7 +102,7 @@ def test_every_sampler_makes_a_picture_and_leaves_the_model_its_own(model, sampl
     pipe = copy.copy(model.pipe)
     with torch.no_grad():
         output = model.generate(pipe, params(width=32, height=32, scheduler=sampler, guidance_scale=2.0))
-    assert output.images[0].size == (32, 32)
+    assert output.images[0].shape == (32, 32, 3)
     assert type(pipe.scheduler).__name__ == sampler
     assert type(model.pipe.scheduler).__name__ == "DDIMScheduler"
 
@@ -141,7 +139,7 @@ def test_half_precision_weights_with_a_vae_that_overflows_stay_shareable(tmp_pat
     assert (model.pipe.unet.dtype, model.pipe.vae.dtype) == (torch.float16, torch.float32)
     with torch.no_grad():
         output = model.generate(model.pipe, params(width=32, height=32, num_inference_steps=1, guidance_scale=1.0))
-    assert output.images[0].size == (32, 32)
+    assert output.images[0].shape == (32, 32, 3)
     assert model.pipe.vae.dtype == torch.float32
 
 

@@ -16,7 +16,7 @@ from predictor.settings import Settings
 
 
 def new_service(volume, **settings) -> Service:
-    given = {"model_id": "toy/model", "root": volume, "device": "cpu", "default_steps": 2, "max_queue": 6, "max_cost": 1e6}
+    given = {"model_id": "toy/model", "root": volume, "device": "cpu", "default_steps": 2, "max_cost": 1e6}
     return Service(Settings(**given | settings))
 
 
@@ -49,7 +49,7 @@ def test_not_ready_says_where_it_stands(toy_volume):
 
 def test_an_answer_holds_the_picture_and_how_it_was_made(service):
     [answer] = asyncio.run(generate(service, seed=5, output_format="webp"))
-    assert list(answer.seconds) == ["queue", "generate", "encode"]
+    assert list(answer.seconds) == ["queue", "text", "denoise", "decode", "encode"]
     assert answer.seeds == (5,)
     made = provenance(answer.images[0].data)
     assert (made["prompt"], made["seed"], made["commit"]) == ("a cat", 5, toys.COMMIT)
@@ -67,9 +67,14 @@ def test_several_requests_are_answered_in_order_and_accepted_together(service):
     two = [GenerateRequest("a", {"seed": 1, "width": 16}), GenerateRequest("b", {"seed": 2})]
     answers = asyncio.run(generate(service, *two))
     assert [Image.open(io.BytesIO(answer.images[0].data)).width for answer in answers] == [16, 32]
-    with pytest.raises(InvalidRequest, match="at most 6 images in all, not 8"):
-        asyncio.run(generate(service, *[GenerateRequest("a", {"num_images_per_prompt": 4})] * 2))
-    assert len(service._engine.open_jobs) == 0
+
+
+def test_what_cannot_be_done_in_time_is_refused_before_it_is_begun(toy_volume):
+    hasty = new_service(toy_volume, timeout=1.0)
+    hasty.load()
+    with pytest.raises(InvalidRequest, match="even alone, and no request may take more than 1 s"):
+        asyncio.run(generate(hasty, *[GenerateRequest("a", {"num_images_per_prompt": 4, "num_inference_steps": 150})] * 9))
+    assert len(hasty._engine.open_jobs) == 0
 
 
 def test_one_bad_request_refuses_the_call(service):

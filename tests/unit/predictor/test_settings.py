@@ -21,9 +21,9 @@ def test_defaults_are_those_of_the_dataclass():
 
 
 def test_flag_wins_over_environment_wins_over_default():
-    environ = {"PREDICTOR_MAX_ROWS": "8", "PREDICTOR_MAX_QUEUE": "9"}
+    environ = {"PREDICTOR_MAX_ROWS": "8", "PREDICTOR_MAX_QUEUE_SECONDS": "9"}
     settings, _ = read([*MODEL, "--max-rows", "4"], environ)
-    assert (settings.max_rows, settings.max_queue, settings.max_steps) == (4, 9, 150)
+    assert (settings.max_rows, settings.max_queue_seconds, settings.max_steps) == (4, 9, 150)
 
 
 def test_everything_can_be_set():
@@ -59,7 +59,8 @@ def test_the_name_is_that_of_the_inference_service_or_of_the_model():
         (["--model-id", "../name"], "--model-id must be org/name"),
         (["--model-id", "org/.."], "--model-id must be org/name"),
         ([*MODEL, "--revision", "../main"], "--revision must be a ref or commit"),
-        ([*MODEL, "--max-rows", "1"], "--max-rows must be a whole number of at least 2, not '1'"),
+        ([*MODEL, "--max-rows", "0"], "--max-rows must be a whole number of at least 1, not '0'"),
+        ([*MODEL, "--order", "last"], "--order must be shortest or first-come, not 'last'"),
         ([*MODEL, "--max-rows", "4.5"], "--max-rows must be a whole number"),
         ([*MODEL, "--timeout", "nan"], "--timeout must be a number of at least 1"),
         ([*MODEL, "--embed-prompt", "yes"], "--embed-prompt must be true or false, not 'yes'"),
