@@ -137,6 +137,8 @@ def load(settings: Settings, report: Callable[[str], None]) -> TextToImage:
             component.requires_grad_(False)
     if dtype == torch.float16 and getattr(getattr(pipe, "vae", None), "config", {}).get("force_upcast"):
         _keep_in_float32(pipe.vae)
+    if hasattr(getattr(pipe, "vae", None), "enable_slicing"):
+        pipe.vae.enable_slicing()  # several pictures one by one: the memory of one, and each as if it were alone
     pipe.set_progress_bar_config(disable=True)
     samplers = sampler.offered(pipe.scheduler)
     # Rounded to a table of sizes, a picture would be another than was asked for, checked and promised; as PIL images, it

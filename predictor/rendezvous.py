@@ -23,13 +23,13 @@ import copy
 import hashlib
 import inspect
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torch.utils.weak import WeakIdKeyDictionary
 
 DENOISERS = ("unet", "transformer")
@@ -44,7 +44,7 @@ class Call:
     """One parked call of the denoiser: `rows` along dimension 0 of every leaf in `rowwise`, the rest shared.
 
     Calls with equal keys may be put together: their tensors agree in everything but values and row count, and what has no
-    rows (position ids, flags) is equal.
+    rows (position ids, flags) is equal. Texts may differ in length too, where the denoiser takes a mask for them.
     """
 
     leaves: tuple[Any, ...]
@@ -52,6 +52,7 @@ class Call:
     spec: TreeSpec
     rows: int
     key: Hashable
+    texts: tuple[tuple[int, int], ...] = ()  # leaves [rows, length, …] with the leaf, perhaps None, that is their mask
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -129,13 +130,14 @@ class Rendezvous:
 
 def gathered(calls: Sequence[Call]) -> Call:
     """Calls with equal keys as one."""
-    first = calls[0]
     if len(calls) == 1:
-        return first
+        return calls[0]
+    calls = _even(calls)
+    first = calls[0]
     leaves = tuple(
         _joined([call.leaves[i] for call in calls]) if rowwise else first.leaves[i] for i, rowwise in enumerate(first.rowwise)
     )
-    return Call(leaves, first.rowwise, first.spec, sum(call.rows for call in calls), first.key)
+    return replace(first, leaves=leaves, rows=sum(call.rows for call in calls))
 
 
 def resized(call: Call, rows: int) -> Call:
@@ -144,7 +146,27 @@ def resized(call: Call, rows: int) -> Call:
     leaves = tuple(
         _joined([leaf] * times)[:rows] if rowwise else leaf for leaf, rowwise in zip(call.leaves, call.rowwise, strict=True)
     )
-    return Call(leaves, call.rowwise, call.spec, rows, call.key)
+    return replace(call, leaves=leaves, rows=rows)
+
+
+def _even(calls: Sequence[Call]) -> Sequence[Call]:
+    """With texts of one length: the shorter filled up with zeros, and masks that say so."""
+    for text, mask in calls[0].texts:
+        longest = max(call.leaves[text].shape[1] for call in calls)
+        if any(call.leaves[text].shape[1] < longest for call in calls):
+            calls = [_stretched(call, text, mask, longest) for call in calls]
+    return calls
+
+
+def _stretched(call: Call, text: int, mask: int, length: int) -> Call:
+    leaves, rowwise = list(call.leaves), list(call.rowwise)
+    missing = length - leaves[text].shape[1]
+    if leaves[mask] is None:
+        leaves[mask], rowwise[mask] = leaves[text].new_ones(leaves[text].shape[:2], dtype=torch.bool), True
+    for i in (text, mask):
+        filling = (0, 0) * (leaves[i].ndim - 2) + (0, missing)  # from the last dimension to the second
+        leaves[i] = torch.nn.functional.pad(leaves[i], filling)
+    return replace(call, leaves=tuple(leaves), rowwise=tuple(rowwise))
 
 
 class StandIn:
@@ -187,6 +209,7 @@ class _DenoiserDoor(StandIn):
     def __init__(self, module: torch.nn.Module) -> None:
         super().__init__(module)
         self._names = tuple(inspect.signature(module.forward).parameters)
+        self._texts = tuple(name for name in self._names if f"{name}_mask" in self._names)
         # The same position ids come with every step of a request: fingerprint them once, not once a step.
         self._fingerprints: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
@@ -198,10 +221,23 @@ class _DenoiserDoor(StandIn):
         rows = len(sample)
         device = sample.device if isinstance(sample, Tensor) else sample[0].device
         times = {name: _by_row(arguments[name], rows) for name in _TIMES if name in arguments}
-        leaves, spec = tree_flatten({**arguments, **times}, None if isinstance(sample, Tensor) else _list_of(rows))
+        masks = {f"{name}_mask": arguments.get(f"{name}_mask") for name in self._texts}
+        arguments = {**arguments, **times, **masks}
+        leaves, spec = tree_flatten(arguments, None if isinstance(sample, Tensor) else _list_of(rows))
         rowwise = tuple(_has_rows(leaf, rows) for leaf in leaves)
-        parts = tuple(self._part(leaf, by_row) for leaf, by_row in zip(leaves, rowwise, strict=True))
-        return Call(tuple(_on(device, leaf) for leaf in leaves), rowwise, spec, rows, (repr(spec), parts))
+        parts = [self._part(leaf, by_row) for leaf, by_row in zip(leaves, rowwise, strict=True)]
+        texts = tuple(self._place(arguments, name) for name in self._texts if isinstance(arguments.get(name), Tensor))
+        for text, mask in texts:
+            parts[text], parts[mask] = (leaves[text].dtype, leaves[text].shape[2:]), getattr(leaves[mask], "dtype", None)
+        key = (repr(spec), tuple(parts))
+        return Call(tuple(_on(device, leaf) for leaf in leaves), rowwise, spec, rows, key, texts)
+
+    def _place(self, arguments: Mapping[str, Any], name: str) -> tuple[int, int]:
+        """Of a text and of its mask, among the leaves."""
+        before = [len(tree_leaves(value)) for value in arguments.values()]
+        names = list(arguments)
+        text, mask = (sum(before[: names.index(each)]) for each in (name, f"{name}_mask"))
+        return text, mask
 
     def _part(self, leaf: Any, rowwise: bool) -> Hashable:
         """What two calls must agree in to be put together."""

@@ -12,6 +12,7 @@ last line is one JSON document.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import statistics
@@ -84,6 +85,8 @@ def child(kind: str, device: str) -> dict[str, Any]:
         end = time.perf_counter() + _SECONDS
         return forwards(unet, device, lambda: time.perf_counter() > end)
 
+    gc.collect()
+    gc.freeze()  # as the predictor does once it is ready: the compiler's collections would be long ones
     for_a_while()
     before = for_a_while()
     thread = threading.Thread(target=compiled, args=(unet, examples))

@@ -261,6 +261,18 @@ def test_nothing_leaks_from_one_request_to_the_next(family):
         assert difference(family.alone(request), got) <= 1, request.prompt
 
 
+def test_texts_of_any_length_share_where_the_denoiser_takes_a_mask(tmp_path):
+    family = Family(families.qwen_image, tmp_path)
+    requests = [
+        family.asked(prompt, seed=1, num_inference_steps=2) for prompt in ("one", "another one", "of yet another length")
+    ]
+    with forwards_of(family.model) as shared:
+        together = in_company(family.model, requests)
+    assert len(shared) == 2
+    for request, got in zip(requests, together, strict=True):
+        assert difference(family.alone(request), got) <= 1
+
+
 @pytest.mark.parametrize("make", [toys.stable_diffusion_xl, toys.stable_diffusion_3, toys.flux, families.lumina_2])
 def test_bfloat16_in_company_is_as_good_as_alone(make, tmp_path):
     """Another number of rows is another order of additions, and another rounding. A wrong row differs by tens."""

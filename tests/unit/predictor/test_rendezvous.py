@@ -415,6 +415,60 @@ def test_rows_of_lists_may_differ_in_length_but_not_in_kind():
 # ---------------------------------------------------------------- a real denoiser
 
 
+# ---------------------------------------------------------------- texts of any length
+
+
+class Masked(torch.nn.Module):
+    """Adds to each row the sum of its text, as far as the mask lets it; remembers what texts and masks it was given."""
+
+    def forward(self, sample, timestep, text, text_mask=None):
+        self.seen = text.clone(), text_mask
+        heard = text if text_mask is None else text * text_mask[..., None]
+        return sample + heard.sum((1, 2))[:, None]
+
+
+def texts(rendezvous: Rendezvous, *lengths: int, **mask) -> list[Call]:
+    return [
+        call(rendezvous, torch.zeros(rows, 1), torch.tensor(0), text=torch.full((rows, length, 2), float(length)), **mask)
+        for rows, length in enumerate(lengths, 1)
+    ]
+
+
+def test_shorter_texts_are_filled_up_where_there_is_a_mask():
+    denoiser = Masked()
+    rendezvous = Rendezvous(Bare(denoiser))
+    short, long = texts(rendezvous, 3, 5)
+    assert short.key == long.key
+    outputs = rendezvous.forward([short, long])
+    assert [output.tolist() for output in outputs] == [[[18.0]], [[50.0], [50.0]]]
+    text, mask = denoiser.seen
+    assert text.shape == (3, 5, 2) and not text[0, 3:].any()
+    assert mask.tolist() == [[True] * 3 + [False] * 2, [True] * 5, [True] * 5]
+
+
+def test_texts_of_one_length_need_no_mask():
+    denoiser = Masked()
+    rendezvous = Rendezvous(Bare(denoiser))
+    rendezvous.forward(texts(rendezvous, 4, 4))
+    assert denoiser.seen[1] is None
+
+
+def test_masks_that_are_there_are_filled_up_as_they_are():
+    denoiser = Masked()
+    rendezvous = Rendezvous(Bare(denoiser))
+    [short] = texts(rendezvous, 2, text_mask=torch.tensor([[1, 0]]))
+    [long] = texts(rendezvous, 3, text_mask=torch.tensor([[1, 1, 1]]))
+    outputs = rendezvous.forward([short, long])
+    assert denoiser.seen[1].tolist() == [[1, 0, 0], [1, 1, 1]]
+    assert [output.item() for output in outputs] == [4.0, 18.0]
+
+
+def test_a_mask_and_none_are_not_confused():
+    rendezvous = Rendezvous(Bare(Masked()))
+    [with_mask], [without] = texts(rendezvous, 2, text_mask=torch.tensor([[1, 0]])), texts(rendezvous, 2)
+    assert with_mask.key != without.key
+
+
 @pytest.fixture(scope="module")
 def unet():
     torch.manual_seed(0)
