@@ -109,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The first process of a container ignores signals that it has no handler for, and imports take seconds.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     settings, rest = settings_module.read(sys.argv[1:] if argv is None else argv)
+    settings_module.keep_compiled(settings)
     # KServe parses sys.argv when it is imported and takes a prefix of its flags for the flag: leave it only what is its own.
     sys.argv = [sys.argv[0], *rest]
     telemetry.configure()

@@ -3,7 +3,7 @@
 PNG carries it as one text chunk under the keyword `generation`, JPEG and WebP as Exif ImageDescription: JSON in both.
 
 PNG is written here: Pillow tries every filter on every line and then searches for the best match, 300 to 500 ms for a
-picture of 1024 x 1024. One filter for all lines and a deflate made for speed take 7 to 11 ms and a tenth more bytes
+picture of 1024 x 1024. One filter for all lines and a deflate made for speed take 7 to 11 ms and 11 to 17 % more bytes
 (tests/bench/encoding.py). Both leave the interpreter to other threads while they work.
 """
 

@@ -113,10 +113,10 @@ class Settings:
     compile: bool = _option(
         False,
         _yes_or_no,
-        "true: compile the denoiser beside the first requests and serve faster from then on; takes a minute or more of a core",
+        "true: compile the denoiser beside the first requests, which are slower for it, and serve faster from then on",
     )
     compile_cache: Path | None = _option(
-        None, Path, "directory that keeps what was compiled, on a volume, so that the next start need not; unset: lost"
+        None, Path, "writable directory that keeps what was compiled, so that the next start need not; unset: lost"
     )
 
     default_steps: int | None = _option(None, _whole(1), "num_inference_steps where a request names none")
@@ -197,6 +197,12 @@ def read(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> tuple
     if settings.compile and settings.reproducible:
         parser.error("--compile and --reproducible exclude each other: pictures would change once the compilation is done")
     return settings, rest
+
+
+def keep_compiled(settings: Settings) -> None:
+    """Tells torch's compiler, which looks nowhere but in the environment, where to keep what it makes."""
+    if settings.compile_cache:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(settings.compile_cache)
 
 
 def _flag(name: str) -> str:

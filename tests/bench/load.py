@@ -163,9 +163,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="24 requests a load, each server started once: 3 minutes")
     parser.add_argument("--requests", type=int, metavar="N", help="per load and system (default: 80; 24 with --quick)")
     parser.add_argument("--systems", nargs="+", choices=names, default=names, help="beside serial (default: all)")
-    parser.add_argument(
-        "--threads", type=int, default=os.cpu_count(), help="torch threads of each server (default: %(default)s)"
-    )
+    parser.add_argument("--threads", type=int, default=THREADS, help="torch threads of each server (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of requests and arrivals (default: %(default)s)")
     parser.add_argument("--tries", type=int, default=2, help="of a measurement that others disturb (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("bench-results"), help="plots and logs (default: %(default)s)")

@@ -12,6 +12,8 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from bench.measures import Measured
 
@@ -40,6 +42,7 @@ def _latency(results: Sequence[Measured], conditions: Mapping[str, Any], path: P
             colour, marker, line = _STYLES[system]
             axes.plot(*zip(*points, strict=True), color=colour, marker=marker, linestyle=line, label=system)
         axes.set(title=what, xlabel="requests per second, Poisson (0.6, 1.0, 1.5 x serial capacity)", yscale="log")
+        _plain_numbers(axes.yaxis)
     left.set_ylabel("seconds from when the request was due, log scale")
     left.legend()
     _save(figure, conditions, path)
@@ -67,6 +70,7 @@ def _waiting(results: Sequence[Measured], conditions: Mapping[str, Any], path: P
         for each in (each for each in results if each.load == load):
             _steps(axes, each)
         axes.set(title=load, xlabel="seconds, log scale", xscale="log")
+        _plain_numbers(axes.xaxis)
     panels[0].set_ylabel("share of pictures answered by then")
     panels[0].legend(loc="lower right", fontsize=9)
     _save(figure, conditions, path)
@@ -75,6 +79,13 @@ def _waiting(results: Sequence[Measured], conditions: Mapping[str, Any], path: P
 def _steps(axes: Axes, each: Measured) -> None:
     colour, _, line = _STYLES[each.system]
     axes.ecdf(each.latencies, color=colour, linestyle=line, linewidth=1.8, label=each.system)
+
+
+def _plain_numbers(axis: Axis) -> None:
+    """0.2, 0.5, 1 on a logarithmic axis, and not powers of ten."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _save(figure: Any, conditions: Mapping[str, Any], path: Path) -> None:

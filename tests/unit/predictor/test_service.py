@@ -1,6 +1,7 @@
 """The service with a real toy model, in one process and without HTTP."""
 
 import asyncio
+import copy
 import io
 import shutil
 
@@ -184,3 +185,38 @@ def test_a_broken_device_is_not_ready(toy_volume):
     assert not service.ready and not service.alive
     with pytest.raises(NotServing, match="its device does not answer"):
         service.check_ready()
+
+
+def test_once_compiled_the_twin_serves(toy_volume, monkeypatch):
+    given, served = [], []
+
+    def twin(module, examples):
+        given.extend(len(example["sample"]) for example in examples)
+        own = copy.deepcopy(module)
+        own.register_forward_pre_hook(lambda *_: served.append(1))
+        return own
+
+    monkeypatch.setattr("predictor.service.compiled", twin)
+    service = new_service(toy_volume, compile=True)
+    service.load()
+    service.compile()
+    assert {1, 2} <= set(given)
+    [answer] = asyncio.run(generate(service))
+    assert answer.images and len(served) == 2
+
+
+def test_what_cannot_be_compiled_serves_as_before(toy_volume, monkeypatch, caplog):
+    monkeypatch.setattr("predictor.service.compiled", lambda *_: 1 / 0)
+    service = new_service(toy_volume, compile=True)
+    service.load()
+    service.compile()
+    assert "not compiled: serving as before" in caplog.text
+    [answer] = asyncio.run(generate(service))
+    assert answer.images
+
+
+def test_nothing_is_compiled_unasked(toy_volume, monkeypatch):
+    monkeypatch.setattr("predictor.service.compiled", lambda *_: pytest.fail("compiled"))
+    service = new_service(toy_volume)
+    service.load()
+    service.compile()

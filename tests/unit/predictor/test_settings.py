@@ -1,8 +1,9 @@
+import os
 from pathlib import Path
 
 import pytest
 
-from predictor.settings import Settings, new_parser, read
+from predictor.settings import Settings, keep_compiled, new_parser, read
 
 MODEL = ["--model-id", "org/Name"]
 
@@ -88,3 +89,16 @@ def test_help_tells_every_default():
     text = " ".join(new_parser().format_help().split())
     for expected in ("--max-rows", "(default: 16)", "PREDICTOR_MAX_ROWS", "--http_port", "(default: /mnt/models)"):
         assert expected in text
+
+
+def test_what_is_compiled_is_kept_where_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
+    keep_compiled(read(MODEL, {})[0])
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "elsewhere"
+    keep_compiled(read([*MODEL, "--compile-cache", str(tmp_path)], {})[0])
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)
+
+
+def test_compiling_would_change_what_is_to_be_reproducible(capsys):
+    text = refused(capsys, [*MODEL, "--compile=true", "--reproducible=true"])
+    assert "--compile and --reproducible exclude each other" in text
