@@ -3,6 +3,7 @@
 # make download  fill a volume              MODEL_ID=org/name ROOT=DIR ARGS='--variant fp16'
 # make test    every test                   ARGS='-k name'
 # make lint    ruff, mypy, hadolint
+# make bench   sharing forwards against one at a time and against grouping, over HTTP; 15 minutes   ARGS=--quick
 # make images-test  build and run both container images with buildah: as root, with the base image at hand
 # make clean   remove what the above made
 
@@ -15,7 +16,7 @@ BIN      := $(VENV)/bin
 SOURCE   := $(if $(filter examples/shapes,$(MODEL_ID)),--source examples/shapes/model)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve download test lint images-test clean
+.PHONY: help demo serve download test lint bench images-test clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -39,11 +40,14 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile Dockerfile.downloader
 
+bench: $(VENV)/.test
+	PYTHONPATH=tests $(BIN)/python -m bench.load $(ARGS)
+
 images-test: $(VENV)/.test
 	$(BIN)/python -m pytest -m images $(ARGS)
 
 clean:
-	rm -rf $(VENV) demo-volume demo.png
+	rm -rf $(VENV) demo-volume demo.png bench-results
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

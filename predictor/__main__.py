@@ -69,10 +69,10 @@ class Process:
             self._service.compile()
 
     def _on_fault(self) -> None:
-        """The engine has ended by itself; its callers have been told. Only a new process gets the device back."""
+        """The engine has ended by itself, and its callers have been told. Only a new process gets the device back."""
         code = DeviceFailed.exit_code
         threading.Timer(_FAREWELL, os._exit, [code]).start()  # a driver that hangs must not keep this one alive
-        self._end_from_thread(code, "the device has failed")
+        self._end_from_thread(code, "the engine has ended by itself: the log says why")
 
     def _end_from_thread(self, code: int, reason: str) -> None:
         with suppress(OSError):

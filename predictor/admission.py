@@ -17,7 +17,8 @@ _LONGEST_RETRY = 600  # seconds; beyond that an estimate means nothing
 
 class Admission:
     def __init__(self, max_seconds: float, rank: Callable[[Job], float]) -> None:
-        """`max_seconds`: of work, accepted and unfinished at any time. `rank`: jobs of a lesser one go first."""
+        """`max_seconds`: of work, accepted and unfinished at any time. `rank`: jobs of a lesser one go first; among equals, who
+        was there before."""
         self._max_seconds = max_seconds
         self._rank = rank
         self._lock = threading.Lock()
@@ -66,12 +67,13 @@ class Admission:
     def _check_deadline(self, job: Job, together: float) -> None:
         patience = job.deadline - job.arrived
         own = max(job.remaining, together)
-        if own > patience:
+        at_best = own / job.estimate.slowdown
+        if at_best > patience:
             raise InvalidRequest(
-                f"this would take about {own:.0f} s even alone, and no request may take more than {patience:.0f} s: "
+                f"this would take about {at_best:.0f} s even alone, and no request may take more than {patience:.0f} s: "
                 "ask for fewer steps, pictures or pixels"
             )
-        ahead = sum(other.load for other in self._open if self._rank(other) < self._rank(job))
+        ahead = sum(other.load for other in self._open if self._rank(other) <= self._rank(job))
         if ahead + own > patience:
             raise QueueFull(
                 f"about {ahead:.0f} s of work come first, and {own:.1f} s more would not be done within {patience:.0f} s",

@@ -1,27 +1,40 @@
-"""What the engine wants of its device beside forwards: that it does not run far behind, and that it gives memory back."""
+"""What the engine wants of its device beside forwards: what they take, that it does not run far behind, and memory back."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
+
+Note = Callable[[float], None]
 
 
 class Device:
-    """CUDA works off launches later than they are made; a CPU has nothing to wait for."""
+    """CUDA works off launches later than they are made, so it is asked what they took; on a CPU the clock tells."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, clock: Callable[[], float]) -> None:
         self._cuda = device.type == "cuda"
-        self._under_way: torch.cuda.Event | None = None
+        self._clock = clock
+        self._begun: Any = None
+        self._launched: tuple[Any, Any, Note] | None = None  # the last piece of work: its two events and who wants to know
 
-    def pace(self) -> None:
-        """Waits for what was launched before the last call, not for what has been launched since: the device always has
-        something to do, and yet a cancellation or a measured second is at most one launch late."""
+    def begin(self) -> None:
+        """Of a piece of work."""
+        self._begun = _event() if self._cuda else self._clock()
+
+    def end(self, note: Note) -> None:
+        """Of that piece. `note` is told the seconds it took once they are known, which on CUDA is at the next call: that waits
+        for the piece before, not for this one. So the device always has something to do, and yet what the engine does is at
+        most one piece late."""
         if not self._cuda:
+            note(self._clock() - self._begun)
             return
-        now = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        now.record()
-        if self._under_way:
-            self._under_way.synchronize()
-        self._under_way = now
+        before, self._launched = self._launched, (self._begun, _event(), note)
+        if before:
+            begun, ended, note = before
+            ended.synchronize()
+            note(begun.elapsed_time(ended) / 1000)
 
     def finish(self) -> None:
         """Waits for everything."""
@@ -32,3 +45,9 @@ class Device:
         """That no tensor holds."""
         if self._cuda:
             torch.cuda.empty_cache()
+
+
+def _event() -> Any:
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -27,7 +28,7 @@ from predictor.job import Job, Result, Watch
 from predictor.rendezvous import Call, Decode, Rendezvous
 from predictor.request import Params
 from predictor.scheduler import Scheduler
-from predictor.speed import Curve, Speed
+from predictor.speed import Curve, Estimate, Speed
 
 # A device hangs when it takes so many times longer than expected, and at least so long: a first forward of a new size, with
 # kernels to load and to choose, takes seconds.
@@ -102,7 +103,7 @@ class Engine:
         self._on_fault = on_fault
         self._clock = clock
         self._rendezvous = Rendezvous(pipeline.pipe)
-        self._device = Device(torch.device(getattr(pipeline.pipe, "device", "cpu")))
+        self._device = Device(torch.device(getattr(pipeline.pipe, "device", "cpu")), clock)
         self._speed = Speed(policy.curve, policy.row_limit, fixed_rows=policy.fixed_rows)
         self._scheduler: Scheduler[Job] = Scheduler(lambda job: self._speed.most_rows(job.estimate.factor), policy.first_come)
         self._decoding: deque[Job] = deque()
@@ -176,14 +177,14 @@ class Engine:
 
     def _run(self) -> None:
         torch.set_grad_enabled(False)
-        reason: ServingError = GenerationFailed("the engine has stopped")
         try:
             while not self._stopping and not self._broken:
                 self.step()
-            if self._broken:
-                reason = NotServing("the device of this replica has failed", retry_after=5)
         finally:
             self.close(NotServing("the engine has stopped", retry_after=5))
+            reason: ServingError = GenerationFailed("the engine has stopped")
+            if self._broken:
+                reason = NotServing("the device of this replica has failed", retry_after=5)
             for job in self.open_jobs:
                 self._fail(job, reason)
             if not self._stopping:
@@ -193,7 +194,7 @@ class Engine:
         """One turn of the loop. With nothing to do it waits for a message."""
         self._take_messages()
         self._retire_late()
-        self._decode_and_begin()
+        self._between_forwards()
         batch = self._scheduler.next_batch()
         for job, output in zip(batch, self._forward(batch), strict=True):
             job.forwards += 1
@@ -203,7 +204,7 @@ class Engine:
         idle = not self._scheduler and not self._decoding
         while idle or not self._inbox.empty():
             match self._inbox.get():
-                case Submit(job):
+                case Submit(job) if not job.future.done():
                     self._scheduler.add(job)
                 case Cancel(job):
                     self._fail(job, Cancelled("cancelled by the caller"))
@@ -222,57 +223,68 @@ class Engine:
                 state = "waiting" if job.stage == "queue" else "half done"
                 self._fail(job, DeadlineExceeded(f"not finished {now - job.arrived:.0f} s after it came ({state})"))
 
-    def _decode_and_begin(self) -> None:
-        """What stands between two forwards: at least one decoding or beginning, and as many more as take no longer together
-        than a forward does. Whoever waits for the next forward is held up by that much and no more."""
+    def _between_forwards(self) -> None:
+        """Decoding and beginning: one at least, and as many more as take no longer together than the next forward, which they
+        hold up. Where they hold up nobody there is no hurry: then messages come first."""
         begin = self._clock()
-        while job := self._decoding.popleft() if self._decoding else self._scheduler.next_start():
-            since = self._beat(self._policy.hang_after)
-            aside = self._begin if job.stage == "queue" else self._decode
-            aside(job)
-            self._attempt(self._device.pace)
-            self._speed.note_aside(aside.__name__, job.params, job.estimate.factor, self._clock() - since)
+        while not self._broken:
+            if self._decoding:
+                self._decode(self._decoding.popleft())
+            elif job := self._scheduler.next_start():
+                self._begin(job)
+            else:
+                break
             waiting = self._scheduler.next_batch()
-            if waiting and self._clock() - begin >= self._expected(waiting):
+            if not waiting or self._clock() - begin >= self._expected(waiting):
                 break
 
     def _begin(self, job: Job) -> None:
+        self._beat(self._policy.hang_after)
+        self._device.begin()
         job.enter("text" if self._rendezvous.has_doors else "generate", self._clock())
         job.guest = self._rendezvous.begin(lambda pipe: self._pipeline.generate(pipe, job.params, job))
         self._resume(job)
+        if job.call:
+            self._attempt(self._device.end, self._speed.note_text)
 
     def _decode(self, job: Job) -> None:
         assert job.guest and isinstance(job.guest.call, Decode)
+        self._beat(self._policy.hang_after)
+        self._device.begin()
         run = job.guest.call.run
         output = self._attempt(run)
         if isinstance(output, _Failure) and output.out_of_memory:
             self._release_memory()
             output = self._attempt(self._pipeline.decode_in_tiles, run)
         self._resume(job, output)
+        self._attempt(self._device.end, partial(self._speed.note_decode, job.params, job.estimate.factor))
 
     def _forward(self, batch: list[Job]) -> list[Any]:
         """An output for each job. A failing forward is made again in halves, so that it fails only those it must."""
         if not batch:
             return []
         estimate, rows = batch[0].estimate, sum(job.rows for job in batch)
-        begin = self._beat(_HANGS_AFTER_TIMES * self._expected(batch))
-        outputs = self._attempt(self._rendezvous.forward, [job.call for job in batch], self._speed.least_rows(estimate.factor))
-        self._attempt(self._device.pace)
-        seconds = self._clock() - begin
-        self._scheduler.charge(estimate.size, seconds)
-        metrics.forwards.inc()
-        metrics.forward_rows.inc(rows)
+        least = self._speed.least_rows(estimate.factor)
+        self._beat(_HANGS_AFTER_TIMES * self._expected(batch))
+        self._device.begin()
+        outputs = self._attempt(self._rendezvous.forward, [job.call for job in batch], least)
         if not isinstance(outputs, _Failure):
-            self._speed.note_forward(rows, estimate.factor, estimate.size, seconds)
+            self._attempt(self._device.end, partial(self._note_forward, estimate, rows))
             return list(outputs)
         if outputs.out_of_memory:
             self._release_memory()
-        if len(batch) == 1 or self._broken:
+            if len(batch) > 1 or least > rows:
+                self._lower_row_limit(max(rows, least) * estimate.factor)
+        if self._broken or (len(batch) == 1 and self._speed.least_rows(estimate.factor) == least):
             return [outputs] * len(batch)
-        if outputs.out_of_memory:
-            self._lower_row_limit(rows * estimate.factor)
-        half = len(batch) // 2
+        half = max(len(batch) // 2, 1)
         return self._forward(batch[:half]) + self._forward(batch[half:])
+
+    def _note_forward(self, estimate: Estimate, rows: int, seconds: float) -> None:
+        self._speed.note_forward(rows, estimate.factor, estimate.size, seconds)
+        self._scheduler.charge(estimate.size, seconds)
+        metrics.forwards.inc()
+        metrics.forward_rows.inc(rows)
 
     def _release_memory(self) -> None:
         metrics.out_of_memory.inc()
@@ -288,7 +300,7 @@ class Engine:
         assert job.guest
         outcome = output[0] if output and isinstance(output[0], _Failure) else self._attempt(job.guest.proceed, *output)
         if self._broken:
-            return  # and with it everybody: they are told when the loop has ended
+            return  # with all others it stays where it stands; they are told when the loop has ended
         if isinstance(outcome, _Failure):
             telemetry.failure("generation failed", request_id=job.request_id, **outcome.described)
             self._fail(job, GenerationFailed("too little device memory" if outcome.out_of_memory else "generation failed"))
@@ -331,17 +343,16 @@ class Engine:
         """Seconds of a forward."""
         return self._speed.seconds(sum(job.rows for job in batch), batch[0].estimate.factor, batch[0].size)
 
-    def _beat(self, patience: float) -> float:
+    def _beat(self, patience: float) -> None:
         """Tells liveness that something begins now which may take so many seconds."""
-        self._patience = min(max(patience, _HANGS_AFTER_AT_LEAST), self._policy.hang_after)
         self._heartbeat = self._clock()
-        return self._heartbeat
+        self._patience = min(max(patience, _HANGS_AFTER_AT_LEAST), self._policy.hang_after)
 
     def _attempt(self, action: Callable[..., Any], *arguments: Any) -> Any:
         """What a pipeline or a device may raise has no bounds; it belongs to the jobs at hand and must not end the loop."""
         try:
             return action(*arguments)
-        except Exception as error:  # noqa: BLE001
+        except BaseException as error:  # noqa: BLE001  a panic in Rust is no Exception, and as much one request's own
             # An illegal access, say: nothing works on that device any more until the process is a new one.
             if isinstance(error, torch.AcceleratorError) and not self._broken:
                 self._broken = True

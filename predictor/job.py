@@ -83,6 +83,11 @@ class Job:
         return self._forwards_left * self.estimate.alone + self.estimate.asides
 
     @property
+    def patience(self) -> float:
+        """Seconds in which others may come and go first: what is left of its time after those must do."""
+        return (self.deadline - self.arrived) / 2
+
+    @property
     def load(self) -> float:
         """Seconds of the device that it still takes in full company."""
         return self._forwards_left * self.estimate.shared + self.estimate.asides

@@ -70,7 +70,10 @@ class TextToImage:
         own = self.samplers[params.scheduler] if params.scheduler else pipe.scheduler
         pipe.scheduler = sampler.private(own, on_step)
         generators = [torch.Generator().manual_seed(seed) for seed in params.seeds]
-        output = pipe(**arguments, **self.always, generator=generators)
+        try:
+            output = pipe(**arguments, **self.always, generator=generators)
+        finally:
+            sampler.release(pipe.scheduler)
         output.images = Pixels(output.images)
         return output
 

@@ -227,6 +227,7 @@ class _DenoiserDoor(StandIn):
         rowwise = tuple(_has_rows(leaf, rows) for leaf in leaves)
         parts = [self._part(leaf, by_row) for leaf, by_row in zip(leaves, rowwise, strict=True)]
         texts = tuple(self._place(arguments, name) for name in self._texts if isinstance(arguments.get(name), Tensor))
+        texts = tuple((text, mask) for text, mask in texts if rowwise[text] and (rowwise[mask] or leaves[mask] is None))
         for text, mask in texts:
             parts[text], parts[mask] = (leaves[text].dtype, leaves[text].shape[2:]), getattr(leaves[mask], "dtype", None)
         key = (repr(spec), tuple(parts))

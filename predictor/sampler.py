@@ -80,6 +80,13 @@ def private(sampler: Any, on_step: OnStep | None = None) -> Any:
     return own
 
 
+def release(own: Any) -> None:
+    """Cuts the circle of a private copy and what it tells, which would keep a request and its pictures until the collector
+    comes by."""
+    vars(own).pop("set_timesteps", None)
+    vars(own).pop("step", None)
+
+
 def expected(sampler: Any, output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
     """The latents without noise, x0, that the step which `sampler` has just made was aiming at.
 

@@ -3,9 +3,10 @@
 A candidate is a request of which this module knows only what stands in `Candidate`. (Not to be confused with a diffusers
 scheduler, the sampler that each request brings along.)
 
-- **Sizes take turns** by the seconds they have been served: the one served least is next. Only requests of one size can share.
-- **Within a size, shortest remaining work first, aged**: least `remaining + AGEING * arrived` goes first. Whoever came later
-  than `remaining / AGEING` seconds after a request cannot overtake it, however short: nobody starves.
+- **Sizes take turns** by the seconds they have been served: the one served least is next, so each gets an equal share. Only
+  requests of one size can share.
+- **Within a size, shortest remaining work first, aged**: whoever comes later than `remaining / AGEING` seconds after a request,
+  or than its patience, cannot overtake it, however short. So nobody starves.
 - **As many as pay**: rows up to the size's limit. Who does not fit is passed over for who does; the first always runs.
 
 Requests may be left standing between any two forwards, so that a short one overtakes a long one half done.
@@ -16,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Generic, Protocol, TypeVar
 
-AGEING = 0.1  # seconds of remaining work that a second of waiting is worth
+AGEING = 0.1  # seconds of remaining work that make up for a second of waiting
 
 
 class Candidate(Protocol):
@@ -40,6 +41,10 @@ class Candidate(Protocol):
     def arrived(self) -> float:
         """Seconds of any clock."""
 
+    @property
+    def patience(self) -> float:
+        """Seconds after its arrival in which others may still come and go first."""
+
 
 C = TypeVar("C", bound=Candidate)
 
@@ -54,7 +59,7 @@ class Scheduler(Generic[C]):
         self._first_come = first_come
         self._sizes: dict[Hashable, list[C]] = {}
         self._served: dict[Hashable, float] = {}  # seconds, by size; of sizes without requests only what is ahead of `_now`
-        self._now = 0.0  # what the size served last had been served
+        self._now = 0.0  # what a size would have been served by now that had always had requests
 
     def __iter__(self) -> Iterator[C]:
         return (candidate for candidates in list(self._sizes.values()) for candidate in list(candidates))
@@ -78,8 +83,9 @@ class Scheduler(Generic[C]):
             self._served = {size: at for size, at in self._served.items() if size in self._sizes or at > self._now}
 
     def rank(self, candidate: Candidate) -> float:
-        """Least goes first. The seconds waited would be subtracted from all alike: the arrival alone tells them apart."""
-        return candidate.arrived if self._first_come else candidate.remaining + AGEING * candidate.arrived
+        """Least goes first: the moment after which nobody who comes can overtake."""
+        grace = 0.0 if self._first_come else min(candidate.remaining / AGEING, candidate.patience)
+        return candidate.arrived + grace
 
     def next_start(self) -> C | None:
         """Who is to be begun for the sake of the next forward. None when all who would share it have been."""
@@ -90,9 +96,11 @@ class Scheduler(Generic[C]):
         return self._company(candidate for candidate in self if candidate.key is not None)
 
     def charge(self, size: Hashable, seconds: float) -> None:
-        """A forward of this size took so long."""
-        self._now = self._served[size]
-        self._served[size] += seconds
+        """A forward of this size took so long; its requests may have gone meanwhile."""
+        self._now += seconds / max(len(self._sizes), 1)
+        if size in self._served:
+            self._now = max(self._now, self._served[size])
+            self._served[size] += seconds
 
     def _company(self, candidates: Iterable[C]) -> list[C]:
         """The first in order, of the size whose turn it is, and in order all who can share with it and fit."""

@@ -87,7 +87,7 @@ class Service:
                 forward_ms={rows: round(1000 * seconds, 2) for rows, seconds in found.curve.measured.items()},
                 seconds={phase: round(seconds, 2) for phase, seconds in phases.seconds.items()},
             )
-        self._call = found.call
+        self._call = found.call if settings.compile else None
 
     def compile(self) -> None:
         """What `--compile` asks for, once loaded. Blocks for minutes, while the engine serves with the module as it is."""
@@ -101,6 +101,7 @@ class Service:
         except Exception as error:  # noqa: BLE001  a compiler has no end of ways to fail, and nothing depends on it
             telemetry.failure("not compiled: serving as before", model=self.name, **telemetry.described(error))
         else:
+            self._call = None
             telemetry.event("compiled", model=self.name, seconds=round(time.monotonic() - begin, 2))
 
     def _enter(self, phase: str, **fields: object) -> None:

@@ -58,6 +58,7 @@ class Estimate:
     alone: float  # seconds of a forward with nobody else in it
     shared: float  # seconds of its part in a forward that is full
     asides: float  # seconds of everything but forwards
+    slowdown: float = 1.0  # how much of these is because the device was lately slower than when it was measured
 
 
 class Speed:
@@ -71,7 +72,8 @@ class Speed:
         self._correction: dict[Hashable, float] = {}  # observed by expected seconds, by size
         self._rows: dict[bool, float] = {True: 2.0, False: 1.0}  # of a picture, with guidance and without
         self._forwards: dict[tuple[str | None, bool], float] = {}  # of a step, by sampler (Heun's takes two) and guidance
-        self._asides: dict[str, float] = {}  # seconds, by what it is, of a picture of default size
+        self._text = 0.0  # seconds of a request
+        self._decode = 0.0  # seconds of a picture of default size
 
     def estimate(self, params: Params, factor: float) -> Estimate:
         size = (params.width, params.height)
@@ -84,7 +86,8 @@ class Speed:
             forwards=self._forwards.get((params.scheduler, _guided(params)), 1.0) * params.num_inference_steps,
             alone=self.seconds(full if self._fixed_rows else rows, factor, size),
             shared=self.seconds(full, factor, size) * rows / full,
-            asides=sum(tuple(self._asides.values())) * params.num_images_per_prompt * factor,
+            asides=self._text + self._decode * params.num_images_per_prompt * factor,
+            slowdown=max(self._correction.get(size, 1.0), 1.0),
         )
 
     def most_rows(self, factor: float) -> int:
@@ -102,18 +105,23 @@ class Speed:
         return self._curve.seconds(max(rows, self.least_rows(factor)) * factor) * self._correction.get(size, 1.0)
 
     def note_forward(self, rows: int, factor: float, size: Hashable, seconds: float) -> None:
-        expected = self._curve.seconds(max(rows, self.least_rows(factor)) * factor)
-        self._correction[size] = _learned(self._correction.get(size, 1.0), seconds / expected)
+        """One that loads kernels, or finds the device busy, tells little of the next: an outlier counts for twice at most."""
+        expected, known = self._curve.seconds(max(rows, self.least_rows(factor)) * factor), self._correction.get(size, 1.0)
+        self._correction[size] = _learned(known, min(max(seconds / expected, known / 2), known * 2))
 
     def note_rows(self, params: Params, rows: int) -> None:
         self._rows[_guided(params)] = rows / params.num_images_per_prompt
 
-    def note_aside(self, kind: str, params: Params, factor: float, seconds: float) -> None:
+    def note_text(self, seconds: float) -> None:
+        self._text = _learned(self._text or seconds, seconds)
+
+    def note_decode(self, params: Params, factor: float, seconds: float) -> None:
         own = seconds / (params.num_images_per_prompt * factor)
-        self._asides[kind] = _learned(self._asides.get(kind, own), own)
+        self._decode = _learned(self._decode or own, own)
 
     def note_finished(self, params: Params, forwards: int) -> None:
-        self._forwards[params.scheduler, _guided(params)] = max(forwards / params.num_inference_steps, 0.5)
+        if forwards:
+            self._forwards[params.scheduler, _guided(params)] = max(forwards / params.num_inference_steps, 0.5)
 
 
 def _guided(params: Params) -> bool:

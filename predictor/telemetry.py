@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import logging.config
+import threading
 import traceback
 from datetime import UTC, datetime
 
@@ -36,6 +37,9 @@ class JsonFormatter(logging.Formatter):
 def configure() -> None:
     """Takes over the logging of the process, KServe's and uvicorn's included."""
     logging.captureWarnings(True)
+    threading.excepthook = lambda fault: failure(
+        "a thread has ended", **(described(fault.exc_value) if fault.exc_value else {})
+    )
     # KServe's and uvicorn's lines a request are replaced by one of our own; their errors stay.
     quiet = {"level": "WARNING", "handlers": ["stderr"], "propagate": False}
     logging.config.dictConfig(

@@ -89,7 +89,7 @@ def _why_turns(model: TextToImage, requests: list[Params], alone: list[np.ndarra
 def _measured(model: TextToImage, request: Params, most: int) -> tuple[Curve, Call | None]:
     """Seconds of a forward by rows, as far as more rows pay, and the call that was timed. Without a denoiser: seconds of a step
     of one request."""
-    rendezvous, device = Rendezvous(model.pipe), Device(model.pipe.device)
+    rendezvous, device = Rendezvous(model.pipe), Device(model.pipe.device, time.monotonic)
     begin = time.monotonic()
     guest = rendezvous.begin(lambda pipe: model.generate(pipe, request))
     guest.proceed()
@@ -102,7 +102,7 @@ def _measured(model: TextToImage, request: Params, most: int) -> tuple[Curve, Ca
         except torch.OutOfMemoryError:
             device.release_memory()
             break
-        except (RuntimeError, ValueError):  # a denoiser that cannot bear any number of rows
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):  # it cannot bear any number of rows
             continue
         if measured[rows] > _LONGEST_FORWARD or Curve(measured).knee < rows:
             break

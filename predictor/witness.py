@@ -33,7 +33,7 @@ class Witness:
             name: _WatchedTokenizer(part) for name, part in pipe.components.items() if isinstance(part, PreTrainedTokenizerBase)
         }
         self._decoders = {
-            name: _WatchedDecoder(getattr(pipe, name), Device(pipe.device))
+            name: _WatchedDecoder(getattr(pipe, name), Device(pipe.device, time.monotonic))
             for name in DECODERS
             if hasattr(getattr(pipe, name, None), "decode")
         }

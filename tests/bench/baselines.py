@@ -28,7 +28,7 @@ import torch
 from prometheus_client import Counter
 
 import predictor.__main__ as process
-from predictor import service, telemetry
+from predictor import metrics, service, telemetry
 from predictor.errors import Cancelled, GenerationFailed, ServingError
 from predictor.job import Result
 from predictor.request import Params
@@ -84,6 +84,7 @@ class Engine:
         self._stopped: ServingError | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         _count_forwards(model.pipe)
+        metrics.row_limit.set(0)  # what warming up has measured is not used
 
     # ------------------------------------------------------------ what the service calls
 

@@ -30,7 +30,7 @@ import torch
 
 from bench import pieces
 from bench.architectures import ARCHITECTURES, Architecture, build
-from bench.pieces import Subject
+from bench.subject import Subject
 
 _LATE = 15  # seconds past the end after which the process is ended wherever it stands
 

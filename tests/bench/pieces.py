@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import copy
-import inspect
-import math
 import os
-import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,178 +16,12 @@ from unittest import mock
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.flop_counter import FlopCounterMode
 
-from predictor import model as model_module
-from predictor import settings, snapshot
-from predictor.errors import NotServing
-from predictor.request import GenerateRequest, Params, parse
-from predictor.service import Service
+from bench.subject import FEW, Inputs, Subject, bare, by_rows, forward_of, made, milliseconds, timed, timed_once
 
-ROWS = (1, 2, 4, 8, 16)
-_REPEATS = 10  # of a forward, at most
-_FEW = 4  # steps; some samplers cannot make fewer
-_POINT = 6.0  # seconds that one row count may take
-_PROMPT = "a lighthouse in a storm, oil on canvas"
 _COLD = 2e9  # bytes of weights to write and read
-
-
-@dataclass
-class Subject:
-    """One model while it is being measured."""
-
-    name: str
-    device: torch.device
-    dtype: torch.dtype
-    steps: int
-    peak: float  # TFLOP/s
-    pipe: Any = None
-    seconds: float = 0.0  # of a picture by bare pipe()
-    inputs: Inputs | None = None
-    latents: torch.Tensor | None = None  # that the decoder was given
-    eager: dict[int, float] = field(default_factory=dict)  # seconds of a forward by rows
-    _service: Service | None = None
-
-    @property
-    def denoiser(self) -> torch.nn.Module:
-        found: torch.nn.Module = getattr(self.pipe, "unet", None) or self.pipe.transformer
-        return found
-
-    @property
-    def parameters(self) -> int:
-        parts = [part for part in self.pipe.components.values() if isinstance(part, torch.nn.Module)]
-        return sum(weight.numel() for part in parts for weight in part.parameters())
-
-    @property
-    def service(self) -> Service:
-        """As the predictor itself would have loaded it from a volume."""
-        if not self._service:
-            self._service = _loaded(self)
-        return self._service
-
-    def asked(self, seed: int, steps: int) -> Params:
-        model = self.service._model
-        assert model
-        return parse(GenerateRequest(_PROMPT, {"seed": seed, "num_inference_steps": steps}), model.limits)
-
-    def finish(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    def close(self) -> None:
-        engine = self._service and self._service._engine
-        if engine:
-            engine.stop(NotServing("measured"))
-        self.pipe = self.inputs = self.latents = self._service = None
-
-
-def _loaded(subject: Subject) -> Service:
-    """The whole way of a start, but for the volume: what it would have read is there already."""
-    found = snapshot.Snapshot(Path(), f"bench/{subject.name}", "0" * 40, None, type(subject.pipe).__name__, 0)
-    dtype = str(subject.dtype).removeprefix("torch.")
-    flags = ["--model-id", found.repo, "--device", subject.device.type, "--dtype", dtype, "--max-queue-seconds", "100000"]
-    service = Service(settings.read(flags, {})[0])
-    with (
-        mock.patch.object(snapshot, "find", lambda *_: found),
-        mock.patch.object(model_module, "_read", lambda *_: subject.pipe),
-    ):
-        service.load()
-    return service
-
-
-# ---------------------------------------------------------------- the denoiser by itself
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a pipeline called its denoiser with, for any number of rows."""
-
-    leaves: tuple[Any, ...]
-    spec: TreeSpec
-    rows: int
-
-    @classmethod
-    def of(cls, denoiser: torch.nn.Module, run: Callable[[], object]) -> Inputs:
-        """Those of the first call that `run` makes."""
-        calls: list[dict[str, Any]] = []
-        names = tuple(inspect.signature(denoiser.forward).parameters)
-
-        def note(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls.append(dict(zip(names, args, strict=False)) | kwargs)
-
-        hook = denoiser.register_forward_pre_hook(note, with_kwargs=True)
-        try:
-            run()
-        finally:
-            hook.remove()
-        arguments = calls[0]
-        sample = arguments[names[0]]
-        # One timestep for each row, on the device: a number on the host would be a copy in every forward.
-        timestep = torch.as_tensor(arguments["timestep"], device=sample.device).float().flatten().expand(len(sample))
-        leaves, spec = tree_flatten({**arguments, "timestep": timestep})
-        return cls(tuple(leaves), spec, len(sample))
-
-    def resized(self, rows: int) -> dict[str, Any]:
-        """Every row differs from every other, and the first is the same whatever `rows` is."""
-        draw = torch.Generator().manual_seed(0)
-        found: dict[str, Any] = tree_unflatten([self._leaf(leaf, rows, draw) for leaf in self.leaves], self.spec)
-        return found
-
-    def _leaf(self, leaf: Any, rows: int, draw: torch.Generator) -> Any:
-        if not isinstance(leaf, torch.Tensor) or not leaf.ndim or len(leaf) != self.rows:
-            return leaf
-        first = leaf[:1].expand(rows, *leaf.shape[1:])
-        if leaf.ndim == 1:  # times and scales
-            return first.contiguous()
-        noise = torch.randn(leaf.shape[1:], generator=draw).to(leaf)
-        return torch.stack([row + noise * i / len(ROWS) for i, row in enumerate(first)])
-
-
-def _forward_of(subject: Subject, rows: int) -> Callable[[], Any]:
-    assert subject.inputs
-    arguments, denoiser = subject.inputs.resized(rows), subject.denoiser
-    return lambda: denoiser(**arguments)
-
-
-def _timed(subject: Subject, action: Callable[[], object], limit: float = _POINT) -> float:
-    """Median seconds, each waited for: what is launched slowly and what runs slowly count alike."""
-    seconds: list[float] = []
-    end = time.perf_counter() + limit
-    for _ in range(2):  # kernels are found and loaded
-        action()
-    subject.finish()
-    while len(seconds) < 2 or (len(seconds) < _REPEATS and time.perf_counter() < end):
-        begin = time.perf_counter()
-        action()
-        subject.finish()
-        seconds.append(time.perf_counter() - begin)
-    return statistics.median(seconds)
-
-
-def _by_rows(
-    subject: Subject, left: float, make: Callable[[int], Callable[[], object]], rows: Sequence[int] = ROWS
-) -> dict[int, float]:
-    """Seconds by rows, as far as a forward of so many may be expected to fit."""
-    found: dict[int, float] = {}
-    end = time.perf_counter() + left
-    for count in rows:
-        expected = max((seconds * count / rows for rows, seconds in found.items()), default=0.0)
-        if 4 * expected > min(_POINT * 2, end - time.perf_counter()):
-            break
-        try:
-            found[count] = _timed(subject, make(count))
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            break
-    return found
-
-
-def _milliseconds(by_rows: dict[int, float]) -> dict[int, float]:
-    return {rows: round(1000 * seconds, 3) for rows, seconds in by_rows.items()}
-
-
-# ---------------------------------------------------------------- pieces
 
 
 def peak(device: torch.device) -> float:
@@ -213,31 +43,18 @@ def picture(subject: Subject, left: float) -> dict[str, Any]:
     subject.pipe.set_progress_bar_config(disable=True)
     begin = time.perf_counter()
     with mock.patch.object(subject.pipe.vae, "decode", _noting(subject, subject.pipe.vae.decode)):
-        subject.inputs = Inputs.of(subject.denoiser, lambda: _bare(subject, _FEW))
+        subject.inputs = Inputs.of(subject.denoiser, lambda: bare(subject, FEW))
     first = time.perf_counter() - begin
-    few = _timed_once(subject, _FEW)
-    subject.seconds = _timed_once(subject, subject.steps)
-    step = (subject.seconds - few) / (subject.steps - _FEW)
+    few = timed_once(subject, FEW)
+    subject.seconds = timed_once(subject, subject.steps)
+    step = (subject.seconds - few) / (subject.steps - FEW)
     return {
         "first_s": first,  # of four steps, with everything that is done only once
         "steps": subject.steps,
         "picture_s": subject.seconds,
         "step_ms": 1000 * step,
-        "beside_steps_ms": 1000 * (few - _FEW * step),
+        "beside_steps_ms": 1000 * (few - FEW * step),
     }
-
-
-def _bare(subject: Subject, steps: int) -> object:
-    pipe = copy.copy(subject.pipe)
-    pipe.scheduler = copy.deepcopy(pipe.scheduler)
-    return pipe(_PROMPT, num_inference_steps=steps, generator=torch.Generator().manual_seed(1))
-
-
-def _timed_once(subject: Subject, steps: int) -> float:
-    begin = time.perf_counter()
-    _bare(subject, steps)
-    subject.finish()
-    return time.perf_counter() - begin
 
 
 def _noting(subject: Subject, decode: Callable[..., Any]) -> Callable[..., Any]:
@@ -250,12 +67,12 @@ def _noting(subject: Subject, decode: Callable[..., Any]) -> Callable[..., Any]:
 
 def forward(subject: Subject, left: float) -> dict[str, Any]:
     """Seconds of the denoiser by rows, and how much of what the matrix units give."""
-    subject.eager = _by_rows(subject, left / 2, lambda rows: _forward_of(subject, rows))
+    subject.eager = by_rows(subject, left / 2, lambda rows: forward_of(subject, rows))
     with FlopCounterMode(display=False) as counter:
-        _forward_of(subject, 1)()
+        forward_of(subject, 1)()
     flops = counter.get_total_flops()
     shares = {rows: round(rows * flops / seconds / 1e12 / subject.peak, 4) for rows, seconds in subject.eager.items()}
-    return {"ms": _milliseconds(subject.eager), "tflop_a_row": flops / 1e12, "of_peak": shares}
+    return {"ms": milliseconds(subject.eager), "tflop_a_row": flops / 1e12, "of_peak": shares}
 
 
 def ours(subject: Subject, left: float) -> dict[str, Any]:
@@ -264,44 +81,29 @@ def ours(subject: Subject, left: float) -> dict[str, Any]:
     engine = subject.service._engine
     assert engine
     loaded = time.perf_counter() - begin
-    _made(subject, [_FEW])
-    seconds = _made(subject, [subject.steps])
-    bare = _timed_once(subject, subject.steps)
+    made(subject, [FEW])
+    seconds = made(subject, [subject.steps])
+    bare = timed_once(subject, subject.steps)
     found: dict[str, Any] = {"warm_up_s": loaded, "picture_s": seconds, "bare_s": bare, "ratio": seconds / bare}
     policy = getattr(engine, "_policy", None)
     if policy:
-        found |= {"row_limit": policy.row_limit, "forward_ms": _milliseconds(dict(policy.curve.measured))}
+        found |= {"row_limit": policy.row_limit, "forward_ms": milliseconds(dict(policy.curve.measured))}
     return found
-
-
-def _made(subject: Subject, steps: Sequence[int]) -> float:
-    """Seconds until our engine has made a picture for each number of steps, all asked for at once."""
-    engine = subject.service._engine
-    assert engine
-    requests = [subject.asked(seed, each) for seed, each in enumerate(steps)]
-    begin = time.perf_counter()
-    jobs = [job for request in requests for job in engine.submit([request], timeout=3600, request_id="bench")]
-    try:
-        for job in jobs:
-            np.asarray(job.future.result().output.images[0])  # waits for the pixels too
-        return time.perf_counter() - begin
-    finally:
-        for job in jobs:
-            engine.cancel(job)  # of use only where the time ran out
 
 
 def saturation(subject: Subject, left: float) -> dict[str, Any]:
     """Pictures a second of mixed steps: one after another by the model itself, and all at once by our engine."""
-    mix = [max(round(subject.steps * share), _FEW) for share in (0.6, 0.8, 1.0)]
+    mix = [max(round(subject.steps * share), FEW) for share in (0.6, 0.8, 1.0)]
     few = _count(0.15 * left / (subject.seconds or 1), most=6)
     many = _count(0.4 * left / (subject.seconds or 1), most=24)
     model = subject.service._model
     assert model
+    made(subject, [FEW] * 4)  # row counts that have not been seen yet are chosen kernels for, or compiled
     begin = time.perf_counter()
     for seed in range(few):
         np.asarray(model.generate(copy.copy(model.pipe), subject.asked(seed, mix[seed % 3])).images[0])
     serial = few / (time.perf_counter() - begin)
-    together = many / _made(subject, [mix[i % 3] for i in range(many)])
+    together = many / made(subject, [mix[i % 3] for i in range(many)])
     return {"steps": mix, "serial_per_s": serial, "ours_per_s": together, "ratio": together / serial, "pictures": [few, many]}
 
 
@@ -312,7 +114,7 @@ def _count(wanted: float, most: int) -> int:
 
 def graph(subject: Subject, left: float) -> dict[str, Any]:
     """One forward captured as a CUDA graph and replayed, by rows: what is left when nothing is launched one by one."""
-    return {"ms": _milliseconds(_by_rows(subject, left / 2, lambda rows: _captured(_forward_of(subject, rows))))}
+    return {"ms": milliseconds(by_rows(subject, left / 2, lambda rows: _captured(forward_of(subject, rows))))}
 
 
 def _captured(action: Callable[[], Any]) -> Callable[[], None]:
@@ -335,7 +137,7 @@ def _captured(action: Callable[[], Any]) -> Callable[[], None]:
 def syncs(subject: Subject, left: float) -> dict[str, Any]:
     """How often the host waits for the device: in a step, and in a picture beside its steps."""
     found = {}
-    for name, make in {"bare": lambda steps: _bare(subject, steps), "ours": lambda steps: _made(subject, [steps])}.items():
+    for name, make in {"bare": lambda steps: bare(subject, steps), "ours": lambda steps: made(subject, [steps])}.items():
         make(6)  # what is done only once has been done
         few, many = (_waits(make, steps) for steps in (6, 10))
         found[name] = {"a_step": (many - few) / 4, "a_picture": few - 6 * (many - few) / 4}
@@ -356,10 +158,10 @@ def _waits(make: Callable[[int], object], steps: int) -> int:
 def bits(subject: Subject, left: float) -> dict[str, Any]:
     """Whether the first row comes out the same, to the bit, in forwards of other row counts, and in the same with other
     neighbours or another place."""
-    alone = _first(_forward_of(subject, 1)())
+    alone = _first(forward_of(subject, 1)())
     across, within = {}, {}
     for rows in [rows for rows in subject.eager if rows > 1] or [2]:
-        together = _first(_forward_of(subject, rows)())
+        together = _first(forward_of(subject, rows)())
         across[rows] = "same" if torch.equal(together[:1], alone) else _difference(together[:1], alone)
         moved = _first(_moved(subject, rows)())
         within[rows] = "same" if torch.equal(moved[-1], together[0]) else _difference(moved[-1], together[0])
@@ -398,7 +200,7 @@ def decode(subject: Subject, left: float) -> dict[str, Any]:
         for dtype in both:
             vae.to(dtype)
             given = latents.to(dtype)
-            found[f"{str(dtype).removeprefix('torch.')}_ms"] = 1000 * _timed(subject, lambda: vae.decode(given))  # noqa: B023
+            found[f"{str(dtype).removeprefix('torch.')}_ms"] = 1000 * timed(subject, lambda: vae.decode(given))  # noqa: B023
             pictures.append((vae.decode(given).sample.float() / 2 + 0.5).clamp(0, 1))
     finally:
         vae.to(own)
@@ -410,8 +212,12 @@ def channels_last(subject: Subject, left: float) -> dict[str, Any]:
     if not hasattr(subject.pipe, "unet"):
         return {"left_out": "no convolutions to speak of"}
     with _laid_out(subject, torch.channels_last):
-        seconds = _by_rows(subject, left / 2, lambda rows: _forward_of(subject, rows))
-    return {"ms": _milliseconds(seconds), "speedup": {rows: round(subject.eager[rows] / seconds[rows], 3) for rows in seconds}}
+        seconds = by_rows(subject, left / 2, lambda rows: forward_of(subject, rows))
+    return {"ms": milliseconds(seconds), "speedup": _speedup(subject, seconds)}
+
+
+def _speedup(subject: Subject, seconds: dict[int, float]) -> dict[int, float]:
+    return {rows: round(subject.eager[rows] / each, 3) for rows, each in seconds.items() if rows in subject.eager}
 
 
 @contextmanager
@@ -469,11 +275,10 @@ def compiled(subject: Subject, left: float) -> dict[str, Any]:
         for block in subject.denoiser.transformer_blocks:  # type: ignore[union-attr]
             block.compile(dynamic=True, backend=backend)
     for rows in (2, 1):  # one row is a case of its own to the compiler
-        _forward_of(subject, rows)()
+        forward_of(subject, rows)()
     subject.finish()
     found: dict[str, Any] = {"compile_s": time.perf_counter() - begin}
-    seconds = _by_rows(subject, (left - found["compile_s"]) / 3, lambda rows: _forward_of(subject, rows))
-    speedup = {rows: round(subject.eager.get(rows, math.nan) / each, 3) for rows, each in seconds.items()}
-    found |= {"ms": _milliseconds(seconds), "speedup": speedup}
+    seconds = by_rows(subject, (left - found["compile_s"]) / 3, lambda rows: forward_of(subject, rows))
+    found |= {"ms": milliseconds(seconds), "speedup": _speedup(subject, seconds)}
     left -= time.perf_counter() - begin
     return found | ({"saturation": saturation(subject, left)} if left > 4 * subject.seconds else {})

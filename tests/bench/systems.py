@@ -59,17 +59,17 @@ def served(system: System, root: Path, threads: int, log: Path) -> Iterator[Serv
 def forwards(server: Server) -> Forwards:
     """The server's own counters, ours or a baseline's; nothing where it has none."""
     text = server.client.get("/metrics", follow_redirects=True).text
-    return Forwards(_counter(text, "forwards_total"), _counter(text, "forward_rows_total"))
+    return Forwards(_value(text, "forwards_total"), _value(text, "forward_rows_total"), _value(text, "row_limit"))
 
 
 def between(before: Forwards, after: Forwards) -> Forwards:
     def less(a: float | None, b: float | None) -> float | None:
         return a - (b or 0) if a is not None else None
 
-    return Forwards(less(after.count, before.count), less(after.rows, before.rows))
+    return Forwards(less(after.count, before.count), less(after.rows, before.rows), after.row_limit or None)
 
 
-def _counter(text: str, name: str) -> float | None:
-    """The predictor's counter and the baseline's: where one of them counts, the other stands still."""
+def _value(text: str, name: str) -> float | None:
+    """The predictor's metric and the baseline's: where one of them counts, the other stands still."""
     found = re.findall(rf"^(?:predictor|baseline)_{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE)
     return sum(map(float, found)) if found else None

@@ -54,12 +54,10 @@ def asked(draw: random.Random, steps: int, guidance: float) -> Asked:
 
 
 def arrivals(seed: str, rate: float, count: int) -> list[float]:
-    """Seconds from the beginning, of a Poisson process of `rate` a second: whoever comes does not wait for the others."""
-    draw, now, times = random.Random(seed), 0.0, []
-    for _ in range(count):
-        now += draw.expovariate(rate)
-        times.append(now)
-    return times
+    """Seconds from the beginning, of a Poisson process that brought `count` in the time that `rate` a second expects: then
+    they have come independently and evenly spread over it. Whoever comes does not wait for the others."""
+    draw = random.Random(seed)
+    return sorted(draw.uniform(0, count / rate) for _ in range(count))
 
 
 def _weighted(draw: random.Random, weights: Mapping[float, int]) -> float:

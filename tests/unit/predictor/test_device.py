@@ -1,29 +1,72 @@
+import itertools
+import time
+from typing import ClassVar
+
 import pytest
 import torch
 
+from fakes import Clock
 from predictor.device import Device
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-@pytest.mark.parametrize("action", ["pace", "finish", "release_memory"])
-def test_on_a_cpu_there_is_nothing_to_wait_for(action, monkeypatch):
-    """Not even on a machine that has a CUDA device as well, busy with something else."""
+def test_on_a_cpu_the_clock_tells_at_once(monkeypatch):
+    """Even on a machine that has a CUDA device as well, busy with something else."""
 
     def touched(*args, **kwargs):
         raise AssertionError("CUDA was touched")
 
     for name in ("Event", "synchronize", "empty_cache"):
         monkeypatch.setattr(torch.cuda, name, touched)
-    device = Device(torch.device("cpu"))
-    for _ in range(3):
-        getattr(device, action)()
+    clock, told = Clock(), []
+    device = Device(torch.device("cpu"), clock)
+    for seconds in (3.0, 5.0):
+        device.begin()
+        clock.now += seconds
+        device.end(told.append)
+        clock.now += 100
+    device.finish()
+    device.release_memory()
+    assert told == [3.0, 5.0]
+
+
+class Event:
+    """As CUDA's, on a clock that goes on only when somebody waits."""
+
+    waited: ClassVar[list[float]] = []
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.at = float(next(TICKS))
+
+    def synchronize(self) -> None:
+        self.waited.append(self.at)
+
+    def elapsed_time(self, other: "Event") -> float:
+        return 1000 * (other.at - self.at)
+
+
+TICKS = itertools.accumulate([0, 1, 10, 2, 10, 4])  # begin, end, begin, end …: pieces of 1, 2 and 4 s
+
+
+def test_on_cuda_each_piece_is_told_its_own_seconds_once_the_next_is_launched(monkeypatch):
+    """And the device is never left with nothing to do: what is waited for is the piece before."""
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    device, told = Device(torch.device("cuda"), Clock()), []
+    for name in ("first", "second", "third"):
+        device.begin()
+        device.end(lambda seconds, name=name: told.append((name, seconds)))
+    assert told == [("first", 1.0), ("second", 2.0)]
+    assert Event.waited == [1.0, 13.0]
 
 
 @pytest.fixture
 def cuda() -> Device:
     torch.cuda.synchronize()
-    return Device(torch.device("cuda"))
+    return Device(torch.device("cuda"), time.monotonic)
 
 
 def _launch(cycles: int = 1) -> torch.cuda.Event:
@@ -35,19 +78,16 @@ def _launch(cycles: int = 1) -> torch.cuda.Event:
 
 
 @needs_cuda
-def test_pace_waits_for_what_came_before_and_leaves_the_device_something_to_do(cuda):
-    first = _launch(50_000_000)
-    cuda.pace()
-    assert not first.query()  # nothing was under way before
-    second = _launch(1_000_000_000)
-    cuda.pace()
-    assert first.query()
-    assert not second.query()
-    third = _launch()
-    cuda.pace()
-    assert second.query()
+def test_the_end_of_a_piece_waits_for_the_one_before(cuda):
+    told = []
+    for cycles in (50_000_000, 1_000_000_000):
+        cuda.begin()
+        last = _launch(cycles)
+        cuda.end(told.append)
+    assert len(told) == 1
+    assert not last.query()
     cuda.finish()
-    assert third.query()
+    assert last.query()
 
 
 @needs_cuda

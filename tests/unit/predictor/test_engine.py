@@ -7,9 +7,9 @@ import torch
 from prometheus_client import REGISTRY
 
 from fakes import Clock, Gate, Model, params
-from predictor.engine import Engine, Policy
+from predictor.engine import Engine, Policy, Submit
 from predictor.errors import Cancelled, DeadlineExceeded, GenerationFailed, InvalidRequest, NotServing, QueueFull
-from predictor.job import Progress, Watch
+from predictor.job import Job, Progress, Watch
 from predictor.speed import Curve
 
 A_SECOND_A_ROW = Curve({1: 1.0, 2: 2.0})
@@ -209,6 +209,90 @@ def test_a_device_that_fails_ends_the_engine_and_tells_everybody():
     assert not engine.alive
     with pytest.raises(NotServing):
         submit(engine, params())
+
+
+def test_a_device_that_fails_in_text_encoding_is_told_as_such():
+    model, ended = Model(), threading.Event()
+
+    def fault() -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    model.pipe.text = fault
+    engine = new_engine(model, on_fault=ended.set)
+    jobs = submit(engine, params(), params())
+    engine.start()
+    for job in jobs:
+        with pytest.raises(NotServing, match="has failed"):
+            job.future.result(timeout=60)
+    assert ended.wait(60)
+
+
+def test_a_panic_is_one_requests_own():
+    """Rust's, in tokenizers and safetensors, are no Exceptions."""
+
+    class PanicException(BaseException):
+        pass
+
+    model = Model()
+    generate = model.generate
+
+    def panic(pipe, asked, job):
+        if asked.prompt == "panic":
+            raise PanicException("a prompt that must not be told")
+        return generate(pipe, asked, job)
+
+    model.generate = panic
+    engine = new_engine(model)
+    bad, good = submit(engine, params("panic"), params())
+    run(engine)
+    assert str(bad.future.exception()) == "generation failed"
+    assert good.future.result()
+
+
+def test_messages_come_between_pictures_of_a_pipeline_without_doors():
+    model = Model()
+    denoiser, model.pipe.unet, model.pipe.vae = model.pipe.unet, None, None
+    made = []
+    model.generate = lambda pipe, asked, job: made.append(asked) or denoiser(torch.zeros(1), torch.zeros(1), torch.ones(1))
+    engine = new_engine(model)
+    first, second, third = submit(engine, params(), params(), params())
+    engine.step()
+    engine.cancel(second)
+    run(engine)
+    assert len(made) == 2
+    assert isinstance(second.future.exception(), Cancelled)
+    assert first.future.result() and third.future.result()
+
+
+def test_pictures_of_one_step_still_share_their_forwards():
+    """Their decodings come all at once and hold up nobody: that time is not taken from those who are to begin."""
+    clock, model = Clock(), Model()
+    model.pipe.unet.before, model.pipe.vae.before, model.pipe.text = takes(clock, 1), takes(clock, 1), takes(clock, 0.05)
+    engine = new_engine(model, clock=clock, row_limit=8, curve=Curve({1: 1.0, 8: 1.0}))
+    submit(engine, *(params(num_inference_steps=1) for _ in range(64)))
+    run(engine)
+    assert model.pipe.unet.forwards == [8] * 8
+
+
+def test_rows_that_only_fill_up_are_the_first_to_go_when_memory_is_short():
+    model = Model()
+    out_of_memory_beyond(2, model)
+    engine = new_engine(model, row_limit=8, fixed_rows=True)
+    [job] = submit(engine, params(num_inference_steps=1))
+    run(engine)
+    assert job.future.result()
+    assert sample("predictor_row_limit") == 2
+
+
+def test_what_was_stopped_before_it_came_is_not_begun():
+    model = Model()
+    engine = new_engine(model)
+    engine.stop(NotServing("over"))
+    job = Job(params(), engine._speed.estimate(params(), 1.0), "r", arrived=0.0, deadline=1e9)
+    job.future.set_exception(NotServing("over"))
+    engine._inbox.put(Submit(job))
+    engine.step()
+    assert model.pipe.unet.forwards == []
 
 
 def out_of_memory_beyond(rows: int, model: Model) -> None:

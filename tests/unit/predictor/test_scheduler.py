@@ -1,3 +1,4 @@
+import math
 import random
 import statistics
 import subprocess
@@ -21,6 +22,7 @@ class Request:
     rows: int = 1
     size: str = "a"
     key: str | None = "k"
+    patience: float = math.inf
 
     @property
     def remaining(self) -> float:
@@ -63,6 +65,12 @@ def test_nobody_overtakes_who_came_much_later():
     long, short = Request(9, arrived=0, rows=3), Request(1, arrived=23 / AGEING, rows=3)
     assert scheduler_of(short, long).next_batch() == [short]
     short.arrived = 25 / AGEING
+    assert scheduler_of(short, long).next_batch() == [long]
+
+
+def test_nor_who_came_later_than_its_patience():
+    """Its time ends: those who may still overtake must leave it enough."""
+    long, short = Request(9, arrived=0, rows=3, patience=20), Request(1, arrived=0, rows=3)
     assert scheduler_of(short, long).next_batch() == [long]
 
 
@@ -115,6 +123,28 @@ def test_a_size_that_was_away_has_earned_nothing():
     scheduler.add(guest)
     turns = [serve_one(scheduler) for _ in range(10)]
     assert turns.count("guest") == 5
+
+
+def test_ever_new_sizes_do_not_keep_one_from_its_share():
+    """Any width and height is a size: each that comes starts where one would stand that had been there always."""
+    scheduler = scheduler_of(Request(100, size="resident"))
+    served = 0
+    for i in range(200):
+        scheduler.add(Request(1, size=f"fresh {i}"))
+        [request] = scheduler.next_batch()
+        scheduler.charge(request.size, 10.0 if request.size == "resident" else 1.0)
+        served += request.size == "resident"
+        if request.size != "resident":
+            scheduler.remove(request)
+    assert served >= 5
+
+
+def test_a_forward_counts_even_when_its_requests_have_gone():
+    scheduler = scheduler_of(Request(size="a"), Request(size="b"))
+    [gone] = scheduler.next_batch()
+    scheduler.remove(gone)
+    scheduler.charge(gone.size, 5.0)
+    assert serve_one(scheduler) != gone.size
 
 
 def test_a_size_that_leaves_takes_its_debt_along():

@@ -96,7 +96,8 @@ def test_fewer_rows_of_large_pictures_share_a_forward(pixels, rows, fixed):
 @pytest.mark.parametrize("fixed_rows", [False, True])
 def test_more_steps_and_larger_pictures_never_take_less(measured, fixed_rows):
     known = speed(measured, fixed_rows=fixed_rows)
-    known.note_aside("decode", params(), 1.0, 0.5)
+    known.note_text(0.1)
+    known.note_decode(params(), 1.0, 0.5)
     by_steps = [estimate(known, num_inference_steps=steps) for steps in range(1, 60)]
     assert [each.forwards for each in by_steps] == sorted({each.forwards for each in by_steps})
     by_size = [estimate(known, width=width, height=height) for width, height in SIZES]
@@ -164,14 +165,32 @@ def test_whoever_comes_brings_a_row():
     assert estimate(known).shared > 0
 
 
-def test_asides_are_learned_by_kind_for_a_picture_of_default_size():
+def test_asides_are_learned_text_of_a_request_and_decoding_of_a_picture_of_default_size():
     known = speed()
-    known.note_aside("text", params(), 1.0, 0.1)
-    known.note_aside("decode", params(num_images_per_prompt=2), 4.0, 1.6)
+    known.note_text(0.1)
+    known.note_decode(params(num_images_per_prompt=2), 4.0, 1.6)
     assert estimate(known).asides == pytest.approx(0.1 + 0.2)
-    assert estimate(known, num_images_per_prompt=3, width=128).asides == pytest.approx((0.1 + 0.2) * 6)
-    known.note_aside("text", params(), 1.0, 1.1)  # one that was slow, by chance
+    assert estimate(known, num_images_per_prompt=3, width=128).asides == pytest.approx(0.1 + 0.2 * 6)
+    known.note_text(1.1)  # one that was slow, by chance
     assert estimate(known).asides == pytest.approx(0.2 + 0.2)
+
+
+def test_a_tiny_picture_tells_nothing_bad_of_the_text_encoder():
+    known = speed()
+    known.note_text(5.0)
+    known.note_decode(params(width=16, height=16), 1 / 16, 0.01)
+    assert estimate(known).asides == pytest.approx(5.16)
+
+
+def test_one_slow_forward_does_not_condemn_a_size():
+    """Kernels are loaded on the first; nor is anybody refused for good because of what is lately slow."""
+    known = speed()
+    expected = known.seconds(1, 4.0, (128, 128))
+    known.note_forward(1, 4.0, (128, 128), 40 * expected)
+    assert known.seconds(1, 4.0, (128, 128)) == pytest.approx(1.1 * expected)
+    assert estimate(known, width=128, height=128).slowdown == pytest.approx(1.1)
+    known.note_forward(1, 4.0, (128, 128), expected / 100)
+    assert estimate(known, width=128, height=128).slowdown < 1.1
 
 
 def test_a_size_that_is_slower_than_the_curve_says_is_learned_for_itself():
