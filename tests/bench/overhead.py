@@ -1,4 +1,5 @@
-"""What the server adds to one request: bare `pipe(...)` against the engine, and against the whole way over HTTP.
+"""What the server adds to one request: bare `pipe(...)` against the engine, and against the whole way over HTTP; what fixed
+rows add; and how long a step is held up by others that begin and end meanwhile.
 
     PYTHONPATH=tests python -m bench.overhead --root demo-volume --model-id examples/shapes
 
@@ -16,12 +17,15 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 
-from predictor.engine import Engine
+from predictor.engine import Engine, Policy
 from predictor.errors import NotServing
+from predictor.job import Watch
 from predictor.model import load
 from predictor.request import Params
 from predictor.service import _policy
@@ -46,6 +50,23 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
+def stalls(engine: Engine, params: Params) -> dict[str, float]:
+    """Milliseconds between the steps of a long request, alone and while others begin and end beside it, eight at a time."""
+    found = {}
+    for name, others in (("alone", 0), ("beside", 8)):
+        times: list[float] = []
+        watch = Watch(lambda _, times=times: times.append(time.perf_counter()))
+        [long] = engine.submit([replace(params, num_inference_steps=150)], timeout=600, request_id="long", watch=watch)
+        while others and not long.future.done():
+            short = [replace(params, num_inference_steps=2 + i % 4, seed=i) for i in range(others)]
+            for job in engine.submit(short, timeout=600, request_id="short"):
+                job.future.result()
+        long.future.result()
+        gaps = sorted(1000 * (after - before) for before, after in pairwise(times))
+        found |= {f"{name}_p50": statistics.median(gaps), f"{name}_p95": gaps[int(0.95 * len(gaps))], f"{name}_max": gaps[-1]}
+    return {name: round(value, 1) for name, value in found.items()}
+
+
 def main() -> None:
     options = parsed()
     torch.set_num_threads(options.threads)
@@ -68,27 +89,55 @@ def main() -> None:
         [job] = engine.submit([params], timeout=600, request_id="bench")
         job.future.result()
 
+    fixed = Engine(found.model, Policy(found.curve, 8, fixed_rows=True))
+    fixed.start()
+
+    def with_fixed_rows() -> None:
+        [job] = fixed.submit([params], timeout=600, request_id="bench")
+        job.future.result()
+
+    # First come first served, for here the long request is to run all the time.
+    shared = Engine(found.model, Policy(found.curve, 32, first_come=True))
+    shared.start()
+    held_up = stalls(shared, params)
+    print("between steps, ms: " + "  ".join(f"{name} {value}" for name, value in held_up.items()))
+
     given = ["--model-id", options.model_id, "--root", str(settings.root)]
     with Server(given, environ={"OMP_NUM_THREADS": str(options.threads)}) as server:
         server.name = options.model_id.rpartition("/")[2]
         server.wait_until_ready()
-        ways = {"bare": bare, "engine": through_engine, "http": lambda: server.predict(body).raise_for_status()}
+        ways = {
+            "bare": bare,
+            "engine": through_engine,
+            "fixed rows": with_fixed_rows,
+            "http": lambda: server.predict(body).raise_for_status(),
+        }
         taken = {name: [] for name in ways}
         for round_ in range(options.rounds + 2):
             for name, way in ways.items():
                 took = seconds(way)
                 if round_ >= 2:
                     taken[name].append(took)
-    engine.stop(NotServing("over"))
+    for each in (engine, fixed, shared):
+        each.stop(NotServing("over"))
     ratios = {
         name: statistics.median(own / plain for own, plain in zip(times, taken["bare"], strict=True))
         for name, times in taken.items()
     }
     for name, times in taken.items():
-        print(f"{name:8} {1000 * statistics.median(times):8.1f} ms   {ratios[name]:.3f} x bare")
+        print(f"{name:10} {1000 * statistics.median(times):8.1f} ms   {ratios[name]:.3f} x bare")
     conditions = {"steps": options.steps, "rounds": options.rounds, "threads": options.threads, "cores": os.cpu_count()}
     medians = {name: round(1000 * statistics.median(times), 2) for name, times in taken.items()}
-    print(json.dumps({"median_ms": medians, "ratio": {k: round(v, 4) for k, v in ratios.items()}, **conditions}))
+    print(
+        json.dumps(
+            {
+                "between_steps_ms": held_up,
+                "median_ms": medians,
+                "ratio": {k: round(v, 4) for k, v in ratios.items()},
+                **conditions,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":
