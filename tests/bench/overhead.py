@@ -77,7 +77,7 @@ def main() -> None:
     engine.start()
     arguments = {"num_inference_steps": options.steps, "guidance_scale": model.limits.guidance_scale}
     size = {"width": model.limits.width, "height": model.limits.height}
-    params = Params("a large red circle on a blue background", seed=1, **size, **arguments)
+    params = Params("a red circle", seed=1, **size, **arguments)
     body = {"prompt": params.prompt, "parameters": {"num_inference_steps": options.steps, "seed": 1}}
 
     @torch.no_grad()
