@@ -195,7 +195,7 @@ class Engine:
         self._take_messages()
         self._retire_late()
         self._between_forwards()
-        batch = self._scheduler.next_batch()
+        batch = self._scheduler.next_batch() if not self._broken else []
         for job, output in zip(batch, self._forward(batch), strict=True):
             job.forwards += 1
             self._resume(job, output)
