@@ -92,6 +92,12 @@ class Guest(Generic[T]):
             self._greenlet.throw()
 
 
+def decoders(pipe: Any) -> dict[str, Any]:
+    """The components that make pictures of latents, by name."""
+    found = {name: getattr(pipe, name, None) for name in DECODERS}
+    return {name: decoder for name, decoder in found.items() if hasattr(decoder, "decode")}
+
+
 class Rendezvous:
     """`pipe` is any diffusers pipeline; one without a denoiser of a known name runs through without ever parking."""
 
@@ -102,9 +108,7 @@ class Rendezvous:
         if name:
             self.denoiser: torch.nn.Module = getattr(pipe, name)
             self._doors[name] = _DenoiserDoor(self.denoiser)
-        for name in DECODERS:
-            if hasattr(getattr(pipe, name, None), "decode"):
-                self._doors[name] = _DecoderDoor(getattr(pipe, name))
+        self._doors |= {name: _DecoderDoor(decoder) for name, decoder in decoders(pipe).items()}
 
     @property
     def has_doors(self) -> bool:

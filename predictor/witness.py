@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from predictor.device import Device
 from predictor.model import TextToImage, Tokenizer
 from predictor.preview import Preview, Sample, decoded, linear
-from predictor.rendezvous import DECODERS, StandIn
+from predictor.rendezvous import StandIn, decoders
 
 _MOST_FORWARDS_A_PREVIEW = 2.0
 
@@ -32,11 +32,8 @@ class Witness:
         self._tokenizers = {
             name: _WatchedTokenizer(part) for name, part in pipe.components.items() if isinstance(part, PreTrainedTokenizerBase)
         }
-        self._decoders = {
-            name: _WatchedDecoder(getattr(pipe, name), Device(pipe.device, time.monotonic))
-            for name in DECODERS
-            if hasattr(getattr(pipe, name, None), "decode")
-        }
+        device = Device(pipe.device, time.monotonic)
+        self._decoders = {name: _WatchedDecoder(decoder, device) for name, decoder in decoders(pipe).items()}
         pipe.__dict__.update(self._tokenizers | self._decoders)
         self._original = model
         self._samples: list[Sample] = []

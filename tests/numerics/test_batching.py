@@ -6,7 +6,6 @@ among requests that differ in all that a caller can choose.
 
 import copy
 import dataclasses
-import importlib.util
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -191,10 +190,7 @@ def mixing_rows(model: TextToImage) -> Iterator[None]:
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda make: make.__name__)
 def family(request, tmp_path_factory) -> Family:
-    make = request.param
-    if make is families.kolors and not importlib.util.find_spec("sentencepiece"):
-        pytest.skip("the tokenizer of Kolors needs sentencepiece")
-    return Family(make, tmp_path_factory.mktemp(make.__name__))
+    return Family(request.param, tmp_path_factory.mktemp(request.param.__name__))
 
 
 def difference(expected: np.ndarray, got: np.ndarray) -> int:
