@@ -54,7 +54,8 @@ def port_to_use() -> int:
 def served(root: Path, port: int) -> Iterator[None]:
     """The predictor as a process of its own, ready; ended on the way out."""
     url = f"http://localhost:{port}/v1/models/shapes"
-    command = [sys.executable, "-m", "predictor", "--model-id", MODEL_ID, "--root", str(root), "--http_port", str(port)]
+    command = [sys.executable, "-m", "predictor", "--model-id", MODEL_ID, "--root", str(root)]
+    command += ["--http_port", str(port), "--enable_grpc", "false"]
     log = root / "predictor.log"
     with log.open("w") as stream:
         process = subprocess.Popen(command, cwd=HERE.parent, stderr=stream, stdout=stream)

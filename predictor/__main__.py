@@ -27,15 +27,18 @@ from predictor.readahead import ReadAhead
 
 _TERMINATION_LOG = Path("/dev/termination-log")  # Kubernetes shows it as the reason of a container's end
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_LAST_WORDS = 1.0  # seconds that answers over gRPC have to get onto the wire once they are ready
 _FAREWELL = 1.5  # seconds that a failed device leaves for answers on the wire
 
 
 class Process:
     """Ties the service's life to the server's: loads once the port is open, drains before it closes."""
 
-    def __init__(self, service: Any, read_ahead: ReadAhead) -> None:
+    def __init__(self, service: Any, read_ahead: ReadAhead, grpc: Any = None) -> None:
+        """`grpc`: a GrpcServer, where one is wanted."""
         self._service = service
         self._read_ahead = read_ahead
+        self._grpc = grpc
         self._phases = Phases("imports")
         self._draining: asyncio.Task[None] | None = None
         self.exit_code = 0
@@ -49,6 +52,8 @@ class Process:
         self._server_exit: Any = signal.getsignal(signal.SIGTERM)
         for number in _SIGNALS:
             self._loop.add_signal_handler(number, self._on_signal)
+        if self._grpc:
+            await self._grpc.start()
         threading.Thread(target=self._load, name="load", daemon=True).start()
         yield
 
@@ -90,6 +95,8 @@ class Process:
 
     async def _drain(self) -> None:
         await self._service.drain(self._hurry)
+        if self._grpc:
+            await self._grpc.stop(_LAST_WORDS)
         for number in _SIGNALS:
             self._loop.remove_signal_handler(number)
             signal.signal(number, self._server_exit)
@@ -124,15 +131,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if kserve.workers != 1:
         settings_module.new_parser().error(f"--workers must be 1, not {kserve.workers}: one process owns the device")
 
+    from predictor.grpc_server import GrpcServer
     from predictor.server import Model, add_routes
     from predictor.service import Service
 
     gc.freeze()  # half a second that the first collection would spend on what the libraries keep anyway
     service = Service(settings)
-    process = Process(service, read_ahead)
+    receive = min(kserve.grpc_max_receive_message_length, settings.max_body_bytes)
+    grpc = GrpcServer(service, port=kserve.grpc_port, max_send=kserve.grpc_max_send_message_length, max_receive=receive)
+    process = Process(service, read_ahead, grpc if kserve.enable_grpc else None)
     add_routes(app, service)
     app.router.lifespan_context = process.lifespan
-    # gRPC stays closed until a codec speaks it. The grace period is ours; what uvicorn adds is for answers on the wire.
+    # gRPC is ours, and so is the grace period; what uvicorn adds is for answers on the wire.
     server = ModelServer(workers=1, enable_grpc=False, grace_period=5)
     server.register_model(Model(service))
     server.start([])

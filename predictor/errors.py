@@ -2,11 +2,16 @@
 
     ServingError                 a request gets an answer other than a picture; the class is the HTTP status
     ├── InvalidRequest      400  names the field, what came and what is allowed
+    ├── Forbidden           403  the operator's business
     ├── UnknownModel        404
+    ├── UnknownRequest      404
+    ├── NotAcceptable       406  none of the media types that the caller accepts can be had
+    ├── AlreadyOver         409  nothing left to cancel
     ├── BodyTooLarge        413
     ├── QueueFull           429  with Retry-After
-    ├── Cancelled           499  the caller went away; nobody reads the answer
+    ├── Cancelled           499  the caller went away, or somebody who knew the request id cancelled it
     ├── GenerationFailed    500  opaque: the cause is in the log under the request id
+    ├── NotOffered          501
     ├── NotServing          503  loading or draining, with Retry-After
     └── DeadlineExceeded    504
     StartupError                 the process cannot serve, or not any longer, and ends; the class is the exit code
@@ -35,9 +40,30 @@ class ServingError(Exception):
 class InvalidRequest(ServingError):
     status = 400
 
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        """`field`: the one to blame, as the caller's protocol names it, where it is one."""
+        super().__init__(message)
+        self.field = field
+
+
+class Forbidden(ServingError):
+    status = 403
+
 
 class UnknownModel(ServingError):
     status = 404
+
+
+class UnknownRequest(ServingError):
+    status = 404
+
+
+class NotAcceptable(ServingError):
+    status = 406
+
+
+class AlreadyOver(ServingError):
+    status = 409
 
 
 class BodyTooLarge(ServingError):
@@ -54,6 +80,10 @@ class Cancelled(ServingError):
 
 class GenerationFailed(ServingError):
     status = 500
+
+
+class NotOffered(ServingError):
+    status = 501
 
 
 class NotServing(ServingError):

@@ -27,6 +27,7 @@ _EXIF_BYTES = 60_000  # a JPEG segment holds 64 KB
 # Quality: above the visible losses.
 _OPTIONS: dict[str, dict[str, int]] = {"jpeg": {"quality": 95}, "webp": {"quality": 90, "method": 0}}
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_HEADER = 33  # bytes of the signature and the chunk that comes first in every PNG
 _PNG_RGB8 = (8, 2, 0, 0, 0)  # bits a sample, colour type, then the only compression and filter method there are, not interlaced
 _PNG_FILTER_UP = 2  # each byte as its difference to the one above: as good as any on photographs, best on flat colours
 _PNG_LEVEL = 1  # of ISA-L's 0 to 3: as fast as 0, and above it nothing gets smaller
@@ -44,15 +45,17 @@ class EncodedImage:
         return FORMATS[self.format]
 
 
-def encode(pixels: np.ndarray, output_format: str, provenance: Mapping[str, object]) -> EncodedImage:
-    """`pixels`: RGB, uint8 [height, width, 3]. `provenance` must survive JSON."""
+def encode(
+    pixels: np.ndarray, output_format: str, provenance: Mapping[str, object], quality: int | None = None
+) -> EncodedImage:
+    """`pixels`: RGB, uint8 [height, width, 3]. `provenance` must survive JSON. `quality`, 0 to 100, is for JPEG and WebP."""
     text = json.dumps(provenance)  # in ASCII
     if output_format == "png":
         data = _png(pixels, text)
     else:
         if len(text) > _EXIF_BYTES:
             text = json.dumps(without_prompts(provenance) | {"prompt_omitted": True})
-        data = _with_exif(pixels, output_format, text)
+        data = _with_exif(pixels, output_format, text, quality)
     return EncodedImage(data, output_format, pixels.shape[1], pixels.shape[0])
 
 
@@ -74,18 +77,40 @@ def _png(pixels: np.ndarray, text: str) -> bytes:
     )
 
 
+def with_text(png: bytes, keyword: str, text: str) -> bytes:
+    """The same file with one more text chunk. `keyword`: 1 to 79 characters of Latin-1; `text` without NUL. Raises ValueError
+    for what is no PNG. Source: www.w3.org/TR/png, 11.3.3."""
+    if not png.startswith(_PNG_SIGNATURE):
+        raise ValueError("this file is no PNG")
+    try:
+        chunk = _chunk(b"tEXt", f"{keyword}\0{text}".encode("latin-1"))
+    except UnicodeEncodeError:
+        plain = b"\0\0\0\0"  # not compressed, in no method; no language; no keyword in that language
+        chunk = _chunk(b"iTXt", keyword.encode("latin-1") + b"\0" + plain + text.encode())
+    return b"".join((png[:_PNG_HEADER], *chunk, png[_PNG_HEADER:]))
+
+
 def _chunk(kind: bytes, data: bytes) -> tuple[bytes, ...]:
     checksum = isal_zlib.crc32(data, isal_zlib.crc32(kind))
     return struct.pack(">I", len(data)), kind, data, struct.pack(">I", checksum)
 
 
-def _with_exif(pixels: np.ndarray, output_format: str, text: str) -> bytes:
+def _with_exif(pixels: np.ndarray, output_format: str, text: str, quality: int | None) -> bytes:
     exif = Image.Exif()
     exif[_EXIF_IMAGE_DESCRIPTION] = text
     options: dict[str, Any] = {**_OPTIONS[output_format], "exif": exif}
+    if quality is not None:
+        options["quality"] = quality
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, output_format.upper(), **options)
     return file.getvalue()
+
+
+def preview(pixels: np.ndarray, output_format: str, size: tuple[int, int] | None = None) -> EncodedImage:
+    """A picture that is not finished, and says so; scaled to `size`, width and height."""
+    if size and size != (pixels.shape[1], pixels.shape[0]):
+        pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+    return encode(pixels, output_format, {"preview": True})
 
 
 def without_prompts(provenance: Mapping[str, object]) -> dict[str, object]:

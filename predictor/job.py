@@ -24,10 +24,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class Watch:
-    """`tell` is called in the engine's thread and must return at once."""
+    """`tell` is called in the engine's thread and must return at once; `preview_due`, whether a preview is wanted after step
+    `step` of `of`."""
 
     tell: Callable[[Progress], None]
-    preview_every: int = 0  # steps; 0: never
+    preview_due: Callable[[int, int], bool] = lambda _step, _of: False
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Job:
         self.seconds: dict[str, float] = {}  # of each stage that is over
         self._since = arrived
         self.forwards = 0  # so far
+        self.step, self.steps = 0, params.num_inference_steps  # done, and of how many
         self.guest: Guest[Any] | None = None
         self.future: Future[Result] = Future()
         self.future.set_running_or_notify_cancel()  # whoever waits may stop waiting, but only the engine ends it
@@ -104,6 +106,6 @@ class Job:
 
     def report(self, step: int, of: int, preview: Callable[[], Pixels | None]) -> None:
         """To whoever watches: `step` of `of` is done."""
+        self.step, self.steps = step, of
         if self.watch:
-            due = self.watch.preview_every and step % self.watch.preview_every == 0
-            self.watch.tell(Progress(step, of, preview() if due else None))
+            self.watch.tell(Progress(step, of, preview() if self.watch.preview_due(step, of) else None))

@@ -40,13 +40,13 @@ class Tokenizer:
     encode: PreTrainedTokenizerBase
     reads: int
 
-    def dropped(self, text: str) -> int:
-        return max(len(self.encode(text).input_ids) - self.reads, 0)
+    def count(self, text: str) -> int:
+        return len(self.encode(text).input_ids)
 
 
 @dataclass(frozen=True)
 class TextToImage:
-    """A loaded pipeline. `generate` may run in one thread only, `dropped_tokens` in another: they share no tokenizer."""
+    """A loaded pipeline. `generate` may run in one thread only, `tokens` in another: they share no tokenizer."""
 
     pipe: Any
     snapshot: Snapshot
@@ -105,16 +105,19 @@ class TextToImage:
         """Whether a sampler can make so many steps."""
         return sampler.takes_steps(self.samplers[name] if name else self.pipe.scheduler, steps)
 
-    def check_steps(self, params: Params, where: str) -> None:
-        """Raises InvalidRequest. A sampler that needs to know the picture's size first (FLUX's) is taken on trust."""
+    def check_steps(self, params: Params, field: str) -> None:
+        """Raises InvalidRequest, blaming `field`. A sampler that needs to know the picture's size first (FLUX's) is taken on
+        trust."""
         asked, steps = params.scheduler, params.num_inference_steps
         if not self.takes_steps(asked, steps) and self.takes_steps(asked, self.limits.num_inference_steps):
             name = asked or type(self.pipe.scheduler).__name__
-            raise InvalidRequest(f"{where}parameters.num_inference_steps must suit {name}, which cannot make {steps} steps")
+            raise InvalidRequest(f"{field} must suit {name}, which cannot make {steps} steps", field=field)
 
-    def dropped_tokens(self, text: str) -> int:
-        """Tokens of `text` that no text encoder of this pipeline reads."""
-        return min((tokenizer.dropped(text) for tokenizer in self.tokenizers.values()), default=0)
+    def tokens(self, text: str) -> tuple[int, int]:
+        """How many `text` has, and how many of them no text encoder of this pipeline reads."""
+        counts = [(tokenizer.count(text), tokenizer.reads) for tokenizer in self.tokenizers.values()]
+        dropped = min((max(count - reads, 0) for count, reads in counts), default=0)
+        return max((count for count, _ in counts), default=0), dropped
 
 
 def load(settings: Settings, report: Callable[[str], None]) -> TextToImage:

@@ -1,34 +1,42 @@
-"""HTTP: KServe's model server with our routes in front of its own, and a border around all of them."""
+"""HTTP: KServe's model server with our routes in front of its own. A route decodes, asks the service, encodes."""
 
 from __future__ import annotations
 
 import asyncio
-import re
 import time
-import uuid
-from collections.abc import MutableMapping
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import kserve
 from fastapi import FastAPI, Request
-from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 
-from predictor import telemetry, v1
-from predictor.errors import BodyTooLarge, Cancelled, ServingError, UnknownModel
-from predictor.service import Service
+from predictor import a1111, cloudevents, generate, huggingface, openai, request, v1, v2, wire
+from predictor.answers import Previews
+from predictor.border import Border
+from predictor.errors import InvalidRequest, ServingError, UnknownModel
+from predictor.negotiation import EVENTS
+from predictor.request import Answer, GenerateRequest, Step
+from predictor.service import Service, Told
+from predictor.wire import Reply
 
-# KServe's routes that do harm here: they load and unload models for anybody who asks, or answer with parts of the body.
-_CLOSED = {
-    re.compile(r"/v2/repository\b"): (403, "models are loaded and unloaded by the operator, not over HTTP"),
-    re.compile(r"/v2/models/[^/]*/.*infer|/v[12]/.*:explain"): (501, "not served; ask POST /v1/models/<name>:predict"),
+_PREVIEWS = Previews(10, "png")  # of v1's streams, for the page
+_A1111_PREVIEWS = Previews(5, "png")
+_PAGE = Path(__file__).parent / "ui"
+_PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
 }
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class Model(kserve.Model):  # type: ignore[misc]
-    """What KServe's own routes (lists, metadata, v2 readiness) see of the service."""
+    """What KServe's own routes (lists, v2 readiness) see of the service."""
 
     def __init__(self, service: Service) -> None:
         super().__init__(service.name)
@@ -40,123 +48,244 @@ class Model(kserve.Model):  # type: ignore[misc]
 
 def add_routes(app: FastAPI, service: Service) -> None:
     """Routes that stand before KServe's win over them, so this must come before the server starts."""
+    for add in (_add_v1, _add_v2, _add_openai, _add_pictures, _add_a1111, _add_requests):
+        add(app, service)
+    if service.settings.ui:
+        _add_page(app)
+    shapes = {"/openai/": openai.error, "/sdapi/": a1111.error}
+    app.add_middleware(Border, max_body_bytes=service.settings.max_body_bytes, shapes=shapes)
 
-    def check_name(name: str) -> None:
-        if name != service.name:
-            raise UnknownModel(f"no model of this name here; there is {service.name}")
 
-    async def predict(request: Request, name: str) -> Response:
-        check_name(name)
+def _add_v1(app: FastAPI, service: Service) -> None:
+    async def predict(http: Request, name: str) -> Response:
+        _check_name(service, name)
         service.check_ready()  # before the body is looked at: a caller who must wait should know at once
-        limit = service.settings.max_instances
-        call = v1.decode(await request.body(), request.headers.get("accept", ""), max_instances=limit)
-        answers = await service.generate(call.requests, request_id=request.state.request_id, gone=partial(_gone, request))
-        reply = await asyncio.to_thread(v1.encode, call, answers, service.name)  # base64 of many pictures takes its time
-        return Response(reply.body, media_type=reply.media_type, headers=dict(reply.headers))
+        body = await http.body()
+        event = cloudevents.decode(http.headers, body)
+        accept = http.headers.get("accept", "")
+        call = v1.decode(event.data if event else body, accept, max_instances=service.settings.max_instances)
+        if call.media_type == EVENTS:
+            if event:
+                raise InvalidRequest(f"a CloudEvent has one answer: Accept must not prefer {EVENTS}")
+            told = service.stream(call.requests[0], request_id=_id(http), previews=_PREVIEWS)
+            return await _streamed(told, lambda each: v1.events(each, _id(http), name))
+        answers = await service.generate(call.requests, request_id=_id(http), gone=partial(_gone, http))
+        reply = await asyncio.to_thread(v1.encode, call, answers, name)  # base64 of many pictures takes its time
+        return _response(await asyncio.to_thread(cloudevents.encode, event, reply, name) if event else reply)
+
+    async def schema(name: str) -> Response:
+        _check_name(service, name)
+        return JSONResponse({"title": name} | request.schema(service.limits))
 
     async def readiness(name: str) -> Response:
-        check_name(name)
+        _check_name(service, name)
         service.check_ready()
         return JSONResponse({"name": name, "ready": True})
 
     async def liveness() -> Response:
         return JSONResponse({"alive": service.alive}, status_code=200 if service.alive else 503)
 
-    app.add_api_route("/v1/models/{name}:predict", predict, methods=["POST"], response_model=None)
-    app.add_api_route("/v1/models/{name}", readiness, methods=["GET", "HEAD"], response_model=None)
-    app.add_api_route("/livez", liveness, methods=["GET", "HEAD"], response_model=None)
-    app.add_middleware(Border, max_body_bytes=service.settings.max_body_bytes)
+    _route(app, "POST", "/v1/models/{name}:predict", predict)
+    _route(app, "GET", "/v1/models/{name}/schema", schema)
+    _route(app, "GET", "/v1/models/{name}", readiness)
+    _route(app, "GET", "/livez", liveness)
 
 
-async def _gone(request: Request) -> None:
+def _add_v2(app: FastAPI, service: Service) -> None:
+    async def metadata(name: str) -> Response:
+        _check_name(service, name)
+        return JSONResponse(v2.metadata(name, None, service.limits, service.model.snapshot.pipeline))
+
+    async def infer(http: Request, name: str) -> Response:
+        _check_name(service, name)
+        service.check_ready()
+        length = http.headers.get("inference-header-content-length")
+        if length is not None and not length.isdecimal():
+            raise InvalidRequest(
+                "inference-header-content-length must be a number of bytes", field="inference-header-content-length"
+            )
+        call = v2.decode(await http.body(), int(length) if length else None, max_requests=service.settings.max_instances)
+        answers = await service.generate(call.requests, request_id=_id(http), gone=partial(_gone, http))
+        return _response(await asyncio.to_thread(v2.encode, call, answers, name))
+
+    for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        _route(app, "GET", path, metadata)
+        _route(app, "POST", path + "/infer", infer)
+
+
+def _add_openai(app: FastAPI, service: Service) -> None:
+    started = int(time.time())
+
+    def names() -> tuple[str, ...]:
+        return service.name, service.settings.model_id
+
+    async def generations(http: Request) -> Response:
+        service.check_ready()
+        call = openai.decode(await http.body(), names())
+        created = int(time.time())
+        if call.stream:
+            previews = Previews(call.partial_images, full_size=True)
+            told = service.stream(call.request, request_id=_id(http), previews=previews)
+            return await _streamed(told, _openai_events(created, _id(http)))
+        [answer] = await service.generate([call.request], request_id=_id(http), gone=partial(_gone, http))
+        return _response(await asyncio.to_thread(openai.encode, answer, created))
+
+    async def models() -> Response:
+        return JSONResponse(openai.models(names(), started))
+
+    async def model(name: str) -> Response:
+        openai.check_model(name, names())
+        return JSONResponse(openai.model(name, started))
+
+    _route(app, "POST", "/openai/v1/images/generations", generations)
+    _route(app, "GET", "/openai/v1/models", models)
+    _route(app, "GET", "/openai/v1/models/{name:path}", model)
+
+
+def _openai_events(created: int, request_id: str) -> Callable[[Step | Answer | ServingError], bytes]:
+    previews = 0
+
+    def encoded(told: Step | Answer | ServingError) -> bytes:
+        nonlocal previews
+        data = openai.events(told, previews, created, request_id)
+        previews += isinstance(told, Step) and told.preview is not None
+        return data
+
+    return encoded
+
+
+def _add_pictures(app: FastAPI, service: Service) -> None:
+    """Doors whose answer is the picture and nothing else."""
+
+    def door(decode: Callable[[bytes, str], GenerateRequest]) -> Callable[..., Any]:
+        async def endpoint(http: Request) -> Response:
+            service.check_ready()
+            asked = decode(await http.body(), http.headers.get("accept", ""))
+            [answer] = await service.generate([asked], request_id=_id(http), gone=partial(_gone, http))
+            return _response(wire.picture(answer))
+
+        return endpoint
+
+    _route(app, "POST", "/generate", door(generate.decode))
+    _route(app, "POST", "/", door(huggingface.decode))
+
+
+def _add_a1111(app: FastAPI, service: Service) -> None:
+    async def text_to_image(http: Request) -> Response:
+        service.check_ready()
+        body = await http.body()
+        asked = a1111.decode(body, limits=service.limits, name=service.name)
+        [answer] = await service.generate(
+            [asked], request_id=_id(http), gone=partial(_gone, http), caller=_neighbour(http), previews=_A1111_PREVIEWS
+        )
+        embed_prompt = service.settings.embed_prompt
+        return _response(await asyncio.to_thread(a1111.encode, answer, body, service.name, embed_prompt=embed_prompt))
+
+    async def progress(http: Request, skip_current_image: bool = False) -> Response:
+        entry = service.under_way(_neighbour(http))
+        if not entry:
+            return JSONResponse(a1111.progress(None, 0, 0, 0.0, None))
+        preview = None if skip_current_image else await service.newest_preview(entry)
+        return JSONResponse(a1111.progress(entry.state, *entry.steps, entry.remaining, preview))
+
+    async def interrupt(http: Request) -> Response:
+        await service.cancel_all(_neighbour(http))
+        return JSONResponse({})
+
+    async def set_options(http: Request) -> Response:
+        a1111.check_options(await http.body(), service.name)
+        return JSONResponse({})
+
+    def told(what: Callable[[], object]) -> Callable[..., Any]:
+        async def endpoint() -> Response:
+            return JSONResponse(what())
+
+        return endpoint
+
+    def models() -> object:
+        return a1111.models(service.name, service.model.snapshot.repo, service.model.snapshot.commit)
+
+    _route(app, "POST", "/sdapi/v1/txt2img", text_to_image)
+    _route(app, "GET", "/sdapi/v1/progress", progress)
+    _route(app, "POST", "/sdapi/v1/interrupt", interrupt)
+    _route(app, "GET", "/sdapi/v1/sd-models", told(models))
+    _route(app, "GET", "/sdapi/v1/samplers", told(lambda: a1111.samplers(service.limits.schedulers)))
+    _route(app, "GET", "/sdapi/v1/schedulers", told(a1111.schedulers))
+    for kind in ("upscalers", "sd-vae", "loras"):  # front ends ask for each, and there is none of them
+        _route(app, "GET", f"/sdapi/v1/{kind}", told(list))
+    _route(app, "GET", "/sdapi/v1/options", told(lambda: a1111.options(service.name)))
+    _route(app, "POST", "/sdapi/v1/options", set_options)
+
+
+def _neighbour(http: Request) -> tuple[str, str]:
+    """Whom a door without request ids takes for one caller: an address, and what proxies say of the one behind it. It can be
+    feigned only where no proxy adds its own."""
+    return http.client.host if http.client else "", http.headers.get("x-forwarded-for", "")
+
+
+def _add_requests(app: FastAPI, service: Service) -> None:
+    async def look(request_id: str) -> Response:
+        return JSONResponse(service.find(request_id).told())
+
+    async def cancel(request_id: str) -> Response:
+        entry = await service.cancel(request_id)
+        return JSONResponse(entry.told(), 200 if entry.over.is_set() else 202)
+
+    _route(app, "GET", "/v1/requests/{request_id}", look)
+    _route(app, "DELETE", "/v1/requests/{request_id}", cancel)
+
+
+def _add_page(app: FastAPI) -> None:
+    def file(name: str) -> Callable[..., Any]:
+        async def endpoint() -> Response:
+            return FileResponse(_PAGE / name, headers=_PAGE_HEADERS)
+
+        return endpoint
+
+    _route(app, "GET", "/ui", file("index.html"))
+    _route(app, "GET", "/ui/page.js", file("page.js"))
+    _route(app, "GET", "/ui/page.css", file("page.css"))
+
+
+# ---------------------------------------------------------------- what routes share
+
+
+def _route(app: FastAPI, method: str, path: str, endpoint: Callable[..., Any]) -> None:
+    methods = ["GET", "HEAD"] if method == "GET" else [method]
+    app.add_api_route(path, endpoint, methods=methods, response_model=None)
+
+
+def _check_name(service: Service, name: str) -> None:
+    if name != service.name:
+        raise UnknownModel(f"no model of this name here; there is {service.name}")
+
+
+def _id(http: Request) -> str:
+    return str(http.state.request_id)
+
+
+async def _gone(http: Request) -> None:
     """Returns when the caller has closed the connection. The body must have been read."""
-    while (await request.receive())["type"] != "http.disconnect":
+    while (await http.receive())["type"] != "http.disconnect":
         pass
 
 
-class Border:
-    """Pure ASGI around everything: gives a request its id, counts its body, turns errors into answers, logs one line.
-
-    Foreign exceptions end here, told to the log by type and place and to the caller as nothing but a request id: KServe's
-    own last handler would send their text, and with it perhaps a prompt.
-    """
-
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
-        self._app = app
-        self._max_body_bytes = max_body_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        exchange = _Exchange(scope, receive, send, self._max_body_bytes)
-        try:
-            closed = next((answer for path, answer in _CLOSED.items() if path.match(scope["path"])), None)
-            if closed:
-                await exchange.answer(*closed)
-            else:
-                exchange.check_length()
-                await self._app(scope, exchange.receive, exchange.send)
-        except ServingError as error:
-            await exchange.answer(error.status, error.message, retry_after=error.retry_after)
-        except Exception as error:  # noqa: BLE001
-            telemetry.failure("request failed", request_id=exchange.id, **telemetry.described(error))
-            await exchange.answer(500, "internal error")
-        finally:
-            exchange.log()
+def _response(reply: Reply) -> Response:
+    return Response(reply.body, media_type=reply.media_type, headers=dict(reply.headers))
 
 
-class _Exchange:
-    """One request and its answer, as the border sees them go by."""
+async def _streamed(told: Told, encode: Callable[[Step | Answer | ServingError], bytes]) -> Response:
+    """Raises what `told` raises at once, while there can still be an answer of another kind."""
+    first = await anext(told)
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, max_body_bytes: int) -> None:
-        self._scope, self._receive, self._send = scope, receive, send
-        self._max_body_bytes = max_body_bytes
-        self._came = 0
-        self._begin = time.monotonic()
-        self._status: int | None = None
-        self._headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
-        given = self._headers.get("x-request-id", "")
-        self.id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = self.id
+    async def events() -> AsyncIterator[bytes]:
+        async with aclosing(told):
+            yield encode(first)
+            try:
+                async for each in told:
+                    yield await asyncio.to_thread(encode, each)
+            except ServingError as error:
+                yield encode(error)
 
-    def check_length(self) -> None:
-        if int(self._headers.get("content-length", 0)) > self._max_body_bytes:
-            self._refuse_body()
-
-    async def receive(self) -> Message:
-        message = await self._receive()
-        self._came += len(message.get("body", b""))
-        if self._came > self._max_body_bytes:
-            self._refuse_body()
-        return message
-
-    def _refuse_body(self) -> None:
-        raise BodyTooLarge(f"body must be at most {self._max_body_bytes} bytes")
-
-    async def send(self, message: MutableMapping[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            self._status = message["status"]
-            message["headers"] = [*message.get("headers", []), (b"x-request-id", self.id.encode())]
-        await self._send(message)
-
-    async def answer(self, status: int, error: str, *, retry_after: int | None = None) -> None:
-        """An error in the shape of KServe's own, unless the caller has gone or an answer has begun."""
-        if self._status is not None:
-            return
-        text = f"{error} (request id {self.id})" if status >= 500 and status != 503 else error
-        headers = {"retry-after": str(retry_after)} if retry_after else {}
-        if status == BodyTooLarge.status:
-            headers["connection"] = "close"  # or the rest of the body would be taken for the next request
-        if status == Cancelled.status:
-            self._status = status
-        else:
-            await JSONResponse({"error": text}, status, headers)(self._scope, self._receive, self.send)
-
-    def log(self) -> None:
-        """One line a request. Probes and scrapes come every few seconds and say what other lines have said: left out."""
-        method, route = self._scope["method"], self._scope.get("route")
-        path = getattr(route, "path", None)  # as declared: what a caller wrote there is none of the log's business
-        if method in ("GET", "HEAD") and self._status in (200, 503):
-            return
-        milliseconds = round(1000 * (time.monotonic() - self._begin), 1)
-        telemetry.event("request", request_id=self.id, method=method, path=path, status=self._status, ms=milliseconds)
+    # Proxies that gather what they pass on would hold back a preview until the end.
+    return StreamingResponse(events(), media_type=EVENTS, headers={"cache-control": "no-store", "x-accel-buffering": "no"})

@@ -4,30 +4,46 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
-from predictor import images, metrics, telemetry
+from predictor import metrics, telemetry
+from predictor.answers import Answers, Previews
 from predictor.compiler import compiled
 from predictor.engine import Engine, Policy
-from predictor.errors import Cancelled, InvalidRequest, NotServing
+from predictor.errors import AlreadyOver, Cancelled, GenerationFailed, InvalidRequest, NotServing, ServingError
 from predictor.images import EncodedImage
-from predictor.job import Job, Result
+from predictor.job import Job, Progress, Watch
+from predictor.ledger import Entry, Ledger, News
 from predictor.model import TextToImage, load
 from predictor.phases import Phases
-from predictor.pixels import Pixels
 from predictor.rendezvous import Call, Rendezvous, resized
-from predictor.request import Answer, GenerateRequest, Params, check_cost, parse
+from predictor.request import Answer, GenerateRequest, Limits, Params, Step, check_cost, parse
 from predictor.settings import Settings
 from predictor.warmup import Findings, warm_up
 
 Gone = Callable[[], Coroutine[Any, Any, object]]
+Told = AsyncGenerator[Step | Answer, None]
 
 _LOADING_RETRY = 5  # seconds
 # By the first word of what is told about it.
 _PHASES = {"looking": "read", "reading": "read", "moving": "to_device", "making": "warm_up"}
 _REPRODUCIBLE_ROWS = 8  # of every forward: what is measured differs from one start to the next
+_QUIET = 10.0  # seconds after which a stream repeats itself: proxies close connections on which nothing happens
+_PROMPT = 5.0  # seconds in which a cancelled request should be over: a step
+
+
+@dataclass(frozen=True)
+class _Accepted:
+    """Requests of one call, with the tokens of each: of its prompt, and those that no encoder reads."""
+
+    jobs: list[Job]
+    tokens: list[tuple[int, int]]
+    news: News
+    answers: Answers
 
 
 class Service:
@@ -39,6 +55,7 @@ class Service:
         self._model: TextToImage | None = None
         self._engine: Engine | None = None
         self._call: Call | None = None  # of the denoiser, an example
+        self._ledger = Ledger()
         self._answering: set[asyncio.Task[Any]] = set()
         self._work: set[asyncio.Task[Any]] = set()
         # Tokenizers are not for two threads at once, and not for the event loop: thousands of characters take their time.
@@ -108,9 +125,97 @@ class Service:
         self._phase = phase
         telemetry.event(phase, model=self.name, **fields)
 
-    async def generate(self, requests: Sequence[GenerateRequest], *, request_id: str, gone: Gone) -> list[Answer]:
+    @property
+    def model(self) -> TextToImage:
+        """Raises NotServing while there is none."""
+        if self._model is None:
+            self.check_ready()
+        assert self._model
+        return self._model
+
+    @property
+    def limits(self) -> Limits:
+        """Raises NotServing while they are not known."""
+        return self.model.limits
+
+    async def generate(
+        self,
+        requests: Sequence[GenerateRequest],
+        *,
+        request_id: str,
+        gone: Gone,
+        caller: Hashable = None,
+        previews: Previews | None = None,
+    ) -> list[Answer]:
         """An answer for each request, in order, or a ServingError for all of them. `gone` returns when the caller is no longer
-        there: then the work stops and Cancelled is raised."""
+        there: then the work stops and Cancelled is raised. `caller` and `previews` are for those who ask `under_way`."""
+        accepted = await self._accept(requests, request_id, previews)
+        with self._followed(accepted, request_id, caller):
+            work, watch = self._begin(self._answers(accepted)), asyncio.create_task(gone())
+            try:
+                await asyncio.wait((work, watch), return_when=asyncio.FIRST_COMPLETED)
+                if not work.done():
+                    raise Cancelled("the caller went away")
+                return _outcome(work)
+            finally:
+                work.cancel()
+                watch.cancel()
+
+    async def stream(
+        self, request: GenerateRequest, *, request_id: str, previews: Previews
+    ) -> AsyncGenerator[Step | Answer, None]:
+        """A step at once, or a ServingError where the request is refused; then steps as they are made, and the answer, or a
+        ServingError. Closing it stops the work."""
+        accepted = await self._accept([request], request_id, previews)
+        [job] = accepted.jobs
+        with self._followed(accepted, request_id, None) as entry:
+            work = self._begin(self._answers(accepted))
+            try:
+                yield Step(entry.state, 0, job.steps)
+                while not work.done():
+                    arrival = asyncio.create_task(accepted.news.arrival())
+                    await asyncio.wait((work, arrival), timeout=_QUIET, return_when=asyncio.FIRST_COMPLETED)
+                    arrival.cancel()
+                    for progress in accepted.news.take() or [Progress(job.step, job.steps)]:
+                        yield await accepted.answers.step(entry.state, job.params, progress, previews)
+                yield _outcome(work)[0]
+            finally:
+                work.cancel()
+
+    async def cancel(self, request_id: str) -> Entry:
+        """Returns when it is over, a step later or so. Raises UnknownRequest or AlreadyOver."""
+        entry = self.find(request_id)
+        if entry.over.is_set():
+            raise AlreadyOver(f"this request is over: {entry.state}")
+        await self._cancel([entry])
+        return entry
+
+    async def cancel_all(self, caller: Hashable) -> None:
+        await self._cancel(self._ledger.under_way(caller))
+
+    def find(self, request_id: str) -> Entry:
+        """Raises UnknownRequest."""
+        return self._ledger.find(request_id)
+
+    def under_way(self, caller: Hashable) -> Entry | None:
+        """The oldest request of a caller, where there is one."""
+        return next(iter(self._ledger.under_way(caller)), None)
+
+    async def newest_preview(self, entry: Entry) -> EncodedImage | None:
+        """As PNG, where one has been made."""
+        pixels = entry.news.preview
+        return await Answers(self.model.snapshot, self.settings.embed_prompt).preview(pixels, "png") if pixels else None
+
+    async def _cancel(self, entries: Iterable[Entry]) -> None:
+        assert self._engine
+        entries = list(entries)
+        for job in (job for entry in entries for job in entry.jobs):
+            self._engine.cancel(job)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PROMPT):
+                await asyncio.gather(*(entry.over.wait() for entry in entries))
+
+    async def _accept(self, requests: Sequence[GenerateRequest], request_id: str, previews: Previews | None) -> _Accepted:
         self.check_ready()
         assert self._model and self._engine
         model, engine = self._model, self._engine
@@ -118,15 +223,30 @@ class Service:
         check_cost(params, model.limits)
         engine.check_room(params, timeout=self.settings.timeout)
         loop, pairs = asyncio.get_running_loop(), list(zip(requests, params, strict=True))
-        dropped = await loop.run_in_executor(self._reader, lambda: [self._read(model, *pair) for pair in pairs])
-        jobs = engine.submit(params, timeout=self.settings.timeout, request_id=request_id)
+        tokens = await loop.run_in_executor(self._reader, lambda: [self._read(model, *pair) for pair in pairs])
+        news = News()
+        watch = Watch(news.tell, previews.due) if previews else None
+        jobs = engine.submit(params, timeout=self.settings.timeout, request_id=request_id, watch=watch)
         self._let_a_drain_wait()
+        return _Accepted(jobs, tokens, news, Answers(model.snapshot, self.settings.embed_prompt))
+
+    @contextmanager
+    def _followed(self, accepted: _Accepted, request_id: str, caller: Hashable) -> Iterator[Entry]:
+        """Its way into the ledger and, whatever happens, out of the engine."""
+        assert self._engine
+        entry = self._ledger.open(request_id, accepted.jobs, accepted.news, caller)
+        error: ServingError | None = Cancelled("the caller went away")
         try:
-            return await self._unless_gone(self._answers(model, jobs, dropped), gone)
+            yield entry
+            error = None
+        except Exception as failure:
+            error = failure if isinstance(failure, ServingError) else GenerationFailed("internal error")
+            raise
         finally:
-            for job in jobs:
+            for job in accepted.jobs:
                 if not job.future.done():
-                    engine.cancel(job)
+                    self._engine.cancel(job)
+            self._ledger.end(entry, error)
 
     def _let_a_drain_wait(self) -> None:
         """For the task of this request, which ends when its answer is on the wire."""
@@ -135,58 +255,27 @@ class Service:
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
 
-    def _read(self, model: TextToImage, request: GenerateRequest, params: Params) -> int:
-        """Tokens that no encoder reads. Raises InvalidRequest."""
-        model.check_steps(params, request.where)
-        dropped = sum(model.dropped_tokens(text) for text in (params.prompt, params.negative_prompt) if text)
+    def _read(self, model: TextToImage, request: GenerateRequest, params: Params) -> tuple[int, int]:
+        """Tokens of the prompt, and how many no encoder reads. Raises InvalidRequest."""
+        model.check_steps(params, request.name_of("num_inference_steps"))
+        tokens, dropped = model.tokens(params.prompt)
+        dropped += model.tokens(params.negative_prompt)[1] if params.negative_prompt else 0
         if dropped and self.settings.refuse_truncation:
-            raise InvalidRequest(f"{request.where}prompt is {dropped} tokens longer than this model's text encoder reads")
-        return dropped
+            name = request.name_of("prompt")
+            raise InvalidRequest(f"{name} is {dropped} tokens longer than this model's text encoder reads", field=name)
+        return tokens, dropped
 
-    async def _unless_gone(self, answers: Coroutine[Any, Any, list[Answer]], gone: Gone) -> list[Answer]:
-        work, watch = asyncio.create_task(answers), asyncio.create_task(gone())
+    def _begin(self, answers: Coroutine[Any, Any, list[Answer]]) -> asyncio.Task[list[Answer]]:
+        work = asyncio.create_task(answers)
         self._work.add(work)
-        try:
-            await asyncio.wait((work, watch), return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                raise Cancelled("the caller went away")
-            if work.cancelled():  # by a drain whose time is up
-                raise NotServing("this replica was shut down before the picture was finished", retry_after=1)
-            return work.result()
-        finally:
-            self._work.discard(work)
-            work.cancel()
-            watch.cancel()
+        work.add_done_callback(self._work.discard)
+        work.add_done_callback(lambda work: work.cancelled() or work.exception())  # seen, should nobody be left to see it
+        return work
 
-    async def _answers(self, model: TextToImage, jobs: list[Job], dropped: list[int]) -> list[Answer]:
-        results = await asyncio.gather(*(asyncio.wrap_future(job.future) for job in jobs))
-        finished = zip((job.params for job in jobs), results, dropped, strict=True)
-        return await asyncio.gather(*(self._answer(model, *each) for each in finished))
-
-    async def _answer(self, model: TextToImage, params: Params, result: Result, dropped: int) -> Answer:
-        begin = time.monotonic()
-        pictures = await asyncio.gather(
-            *(
-                asyncio.to_thread(self._encode, model, params, result.output.images, i)
-                for i in range(params.num_images_per_prompt)
-            )
-        )
-        flagged: Iterable[bool] | None = getattr(result.output, "nsfw_content_detected", None)
-        seconds = {**result.seconds, "encode": time.monotonic() - begin}
-        return Answer(params, tuple(pictures), seconds, dropped, tuple(map(bool, flagged)) if flagged is not None else None)
-
-    def _encode(self, model: TextToImage, params: Params, pixels: Pixels, i: int) -> EncodedImage:
-        """Waits for the picture to come from the device."""
-        picture = pixels[i]
-        return images.encode(picture, params.output_format, self._provenance(model, params, params.seeds[i], picture.shape))
-
-    def _provenance(self, model: TextToImage, params: Params, seed: int, shape: Sequence[int]) -> Mapping[str, object]:
-        """What to send to get the image again, alone. `shape`: [height, width, …]."""
-        kept = {name: value for name, value in vars(params).items() if value is not None}
-        if not self.settings.embed_prompt:
-            kept = images.without_prompts(kept)
-        asked = kept | {"seed": seed, "width": shape[1], "height": shape[0], "num_images_per_prompt": 1}
-        return {"model": model.snapshot.repo, "commit": model.snapshot.commit, "pipeline": model.snapshot.pipeline} | asked
+    async def _answers(self, accepted: _Accepted) -> list[Answer]:
+        results = await asyncio.gather(*(asyncio.wrap_future(job.future) for job in accepted.jobs))
+        finished = zip((job.params for job in accepted.jobs), results, accepted.tokens, strict=True)
+        return await asyncio.gather(*(accepted.answers.answer(*each) for each in finished))
 
     async def drain(self, hurry: asyncio.Future[None]) -> None:
         """Takes no more work and waits for what is accepted to be answered, until `grace_period` is over or `hurry` is done;
@@ -204,6 +293,12 @@ class Service:
         for work in self._work:
             work.cancel()
         self._engine.stop(NotServing("this replica has shut down", retry_after=1))
+
+
+def _outcome(work: asyncio.Task[list[Answer]]) -> list[Answer]:
+    if work.cancelled():  # by a drain whose time is up
+        raise NotServing("this replica was shut down before the picture was finished", retry_after=1)
+    return work.result()
 
 
 def _policy(settings: Settings, found: Findings) -> Policy:

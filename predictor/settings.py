@@ -137,6 +137,7 @@ class Settings:
         "true: 400 for a prompt longer than the text encoder reads; false: the answer says how much was cut",
     )
     embed_prompt: bool = _option(True, _yes_or_no, "true: pictures carry their prompt in the metadata")
+    ui: bool = _option(True, _yes_or_no, "true: a page to try the model, at /ui")
 
     model_name: str = ""  # KServe's own flag, --model_name, or the environment that KServe injects
 

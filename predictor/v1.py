@@ -1,115 +1,85 @@
 """KServe's v1 protocol: bodies to requests, answers to bodies. Pure.
 
-    {"prompt": …, "parameters": {…}}                              the picture itself, or JSON where the caller accepts only that
+    {"prompt": …, "parameters": {…}}                              the picture itself, JSON, or events: what Accept prefers
     {"instances": [{"prompt": …, "parameters": {…}}, …],          {"predictions": [{"image": {"format", "b64"}, "seed", …}, …]}
      "parameters": {shared}}
 
-Source: KServe's data plane v1 (instances, predictions); the first form is that of KServe's own diffusers example of 2022.
+Source: KServe's data plane v1 (instances, predictions); the first form is that of KServe's own diffusers example of 2022. The
+events are ours: `progress`, `preview`, and at the end `prediction` or `error`.
 """
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import orjson
 
-from predictor.errors import InvalidRequest
-from predictor.request import Answer, GenerateRequest
-
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+from predictor import negotiation, wire
+from predictor.errors import InvalidRequest, ServingError
+from predictor.negotiation import EVENTS, JSON
+from predictor.request import Answer, GenerateRequest, Step
+from predictor.wire import Reply
 
 
 @dataclass(frozen=True)
 class Call:
+    """`media_type`: of the answer."""
+
     requests: tuple[GenerateRequest, ...]
-    wants_picture: bool
-
-
-@dataclass(frozen=True)
-class Reply:
-    body: bytes
     media_type: str
-    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 def decode(body: bytes, accept: str = "", *, max_instances: int = 16) -> Call:
-    """Whatever the content type says, the body is JSON: curl -d calls it a form. Raises InvalidRequest."""
-    try:
-        message = orjson.loads(body.removeprefix(_BYTE_ORDER_MARK))
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"body must be JSON in UTF-8: {error.msg} at byte {error.pos}") from None
-    if not isinstance(message, dict) or ("prompt" in message) == ("instances" in message):
+    """Raises InvalidRequest or NotAcceptable."""
+    message = wire.json_object(body)
+    if ("prompt" in message) == ("instances" in message):
         raise InvalidRequest('body must be an object with either "prompt" or "instances"')
-    shared = _parameters(message, "")
+    shared = wire.parameters(message)
     if "prompt" in message:
-        _only(message, {"prompt", "parameters"}, "body")
-        return Call((GenerateRequest(message["prompt"], shared),), _wants_picture(accept, shared))
-    _only(message, {"instances", "parameters"}, "body")
+        wire.only(message, {"prompt", "parameters"}, "body")
+        return _single(GenerateRequest(message["prompt"], shared), accept)
+    wire.only(message, {"instances", "parameters"}, "body")
     instances = message["instances"]
     if not isinstance(instances, list) or not 1 <= len(instances) <= max_instances:
         came = f"{len(instances)}" if isinstance(instances, list) else "something else"
-        raise InvalidRequest(f"instances must be an array of 1 to {max_instances} objects, not {came}")
-    return Call(tuple(_instance(item, f"instances[{i}]", shared) for i, item in enumerate(instances)), wants_picture=False)
+        raise InvalidRequest(f"instances must be an array of 1 to {max_instances} objects, not {came}", field="instances")
+    return Call(tuple(_instance(item, f"instances[{i}]", shared) for i, item in enumerate(instances)), JSON)
 
 
 def encode(call: Call, answers: Sequence[Answer], model_name: str) -> Reply:
     """One answer for each request, in order."""
-    if not call.wants_picture:
-        body = {"predictions": [_prediction(answer, model_name) for answer in answers]}
-        return Reply(orjson.dumps(body), "application/json", {"server-timing": _timing(answers)})
-    (answer,) = answers
-    headers = {"x-seed": str(answer.seeds[0]), "server-timing": _timing(answers)}
-    if answer.dropped_tokens:
-        headers["x-prompt-truncated"] = str(answer.dropped_tokens)
-    if answer.flagged and answer.flagged[0]:
-        headers["x-safety-flagged"] = "true"
-    return Reply(answer.images[0].data, answer.images[0].media_type, headers)
+    if call.media_type != JSON:
+        return wire.picture(answers[0])
+    body = {"predictions": [prediction(answer, model_name) for answer in answers]}
+    return Reply(orjson.dumps(body), JSON, {"server-timing": wire.timing(answers)})
 
 
-def _wants_picture(accept: str, parameters: Mapping[str, object]) -> bool:
-    """One picture is a body of its own; several are JSON, for callers who take that."""
-    json_only = "application/json" in accept and "image/" not in accept and "*/*" not in accept
-    picture_only = "image/" in accept and "application/json" not in accept and "*/*" not in accept
-    count = parameters.get("num_images_per_prompt")
-    if isinstance(count, int) and count > 1:
-        if picture_only:
-            raise InvalidRequest(
-                f"parameters.num_images_per_prompt must be 1 for an answer that is a picture, not {count}; "
-                "with Accept: application/json the answer holds several"
-            )
-        return False
-    return not json_only
+def events(told: Step | Answer | ServingError, request_id: str, model_name: str) -> bytes:
+    """What one thing told makes of a stream."""
+    match told:
+        case Step(state, step, of, preview):
+            progress = wire.event("progress", {"request_id": request_id, "state": state, "step": step, "of": of})
+            if not preview:
+                return progress
+            image = {
+                "format": preview.format.upper(),
+                "b64": wire.b64(preview),
+                "width": preview.width,
+                "height": preview.height,
+            }
+            return progress + wire.event("preview", {"step": step, "of": of, "image": image})
+        case Answer():
+            return wire.event("prediction", prediction(told, model_name))
+        case ServingError():
+            retry = {"retry_after": told.retry_after} if told.retry_after else {}
+            return wire.event("error", {"status": told.status, "error": told.message, **retry})
 
 
-def _instance(item: object, where: str, shared: Mapping[str, object]) -> GenerateRequest:
-    if not isinstance(item, dict):
-        raise InvalidRequest(f'{where} must be an object with "prompt"')
-    _only(item, {"prompt", "parameters"}, where)
-    return GenerateRequest(item.get("prompt"), {**shared, **_parameters(item, where + ".")}, where + ".")
-
-
-def _parameters(message: dict[str, object], where: str) -> dict[str, object]:
-    parameters = message.get("parameters")
-    if parameters is None:
-        return {}
-    if not isinstance(parameters, dict):
-        raise InvalidRequest(f"{where}parameters must be an object")
-    return parameters
-
-
-def _only(message: dict[str, object], allowed: set[str], where: str) -> None:
-    unknown = sorted(set(message) - allowed)
-    if unknown:
-        name = orjson.dumps(unknown[0][:40]).decode()
-        raise InvalidRequest(f"{where} has no field {name}; allowed: {', '.join(sorted(allowed))}")
-
-
-def _prediction(answer: Answer, model_name: str) -> dict[str, object]:
+def prediction(answer: Answer, model_name: str) -> dict[str, object]:
     params = answer.params
     images = [
-        {"format": image.format.upper(), "b64": base64.b64encode(image.data).decode(), "seed": seed}
+        {"format": image.format.upper(), "b64": wire.b64(image), "seed": seed}
         for image, seed in zip(answer.images, answer.seeds, strict=True)
     ]
     made: dict[str, object] = {
@@ -129,10 +99,22 @@ def _prediction(answer: Answer, model_name: str) -> dict[str, object]:
     return pictures | {name: value for name, value in made.items() if value is not None}
 
 
-def _timing(answers: Sequence[Answer]) -> str:
-    """Milliseconds by phase, as in https://www.w3.org/TR/server-timing/. Instances run at once: the longest counts."""
-    longest: dict[str, float] = {}
-    for answer in answers:
-        for phase, seconds in answer.seconds.items():
-            longest[phase] = max(seconds, longest.get(phase, 0.0))
-    return ", ".join(f"{phase};dur={1000 * seconds:.1f}" for phase, seconds in longest.items())
+def _single(request: GenerateRequest, accept: str) -> Call:
+    """One picture is a body of its own; several are JSON, for callers who take that."""
+    if not wire.several(request):
+        request, media_type = negotiation.picture(request, accept, (JSON, EVENTS))
+        return Call((request,), media_type)
+    found = negotiation.preferred(accept, (JSON, EVENTS))
+    if not found:
+        name = request.name_of("num_images_per_prompt")
+        raise InvalidRequest(
+            f"{name} must be 1 for an answer that is a picture; with Accept: {JSON} the answer holds several", field=name
+        )
+    return Call((request,), found)
+
+
+def _instance(item: object, where: str, shared: Mapping[str, object]) -> GenerateRequest:
+    if not isinstance(item, dict):
+        raise InvalidRequest(f'{where} must be an object with "prompt"', field=where)
+    wire.only(item, {"prompt", "parameters"}, where)
+    return GenerateRequest(item.get("prompt"), {**shared, **wire.parameters(item, where + ".")}, where + ".")

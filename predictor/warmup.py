@@ -150,7 +150,9 @@ def _made(model: TextToImage, requests: list[Params]) -> _Made:
     """In this thread, by an engine that shares whatever fits together."""
     engine = Engine(model, Policy(Curve({1: 1.0}), _MOST_ROWS))
     with _forwards(model) as made:
-        jobs = engine.submit(requests, timeout=math.inf, request_id="warm-up", watch=Watch(lambda _: None, preview_every=1))
+        jobs = engine.submit(
+            requests, timeout=math.inf, request_id="warm-up", watch=Watch(lambda _: None, lambda _step, _of: True)
+        )
         while engine.open_jobs:
             engine.step()
     name = model.snapshot.pipeline

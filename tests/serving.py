@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,18 +34,20 @@ class Server:
     arguments: list[str]
     name: str = "model"
     port: int = field(default_factory=free_port)
+    grpc_port: int = field(default_factory=free_port)
     environ: dict[str, str] = field(default_factory=dict)
     program: tuple[str, ...] = ("-m", "predictor")
 
     def __enter__(self) -> Server:
         environ = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | self.environ
         command = [sys.executable, *self.program, *self.arguments, "--http_port", str(self.port)]
+        command += ["--grpc_port", str(self.grpc_port)]
         self.process = subprocess.Popen(command, cwd=REPOSITORY, env=environ, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
         self._lines: list[str] = []
         self._news = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=300, trust_env=False)
+        self.client = httpx.Client(base_url=self.url, timeout=300, trust_env=False)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -59,6 +62,9 @@ class Server:
             with self._news:
                 self._lines.append(line.decode())
                 self._news.notify_all()
+        self.process.wait()
+        with self._news:
+            self._news.notify_all()
 
     @property
     def log(self) -> list[dict[str, Any]]:
@@ -97,6 +103,25 @@ class Server:
 
     def predict(self, body: object, **options: Any) -> httpx.Response:
         return self.client.post(f"/v1/models/{self.name}:predict", json=body, **options)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def wait_until_running(self, request_id: str) -> dict[str, Any]:
+        """What /v1/requests says, once the first step is done."""
+        return self._wait_for_request(request_id, lambda told: told.get("step", 0) > 0)
+
+    def wait_until_over(self, request_id: str) -> dict[str, Any]:
+        return self._wait_for_request(request_id, lambda told: told.get("state") in ("done", "failed", "cancelled"))
+
+    def _wait_for_request(self, request_id: str, reached: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        end = time.monotonic() + START
+        while time.monotonic() < end:
+            told: dict[str, Any] = self.client.get(f"/v1/requests/{request_id}").json()
+            if reached(told):
+                return told
+        raise AssertionError(f"{request_id} is still {told}")
 
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from predictor.images import FORMATS, encode, provenance
+from predictor.images import FORMATS, encode, provenance, with_text
 
 MADE = {"seed": 7, "prompt": "ein Käse 🧀", "num_inference_steps": 20}
 
@@ -94,3 +94,27 @@ def test_a_picture_of_unknown_origin_is_told_apart():
     Image.fromarray(picture()).save(file, "PNG")
     with pytest.raises(ValueError, match="does not say"):
         provenance(file.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("text", "chunk"),
+    [
+        ("Käse\nSteps: 20", (b"tEXt", b"parameters\0K\xe4se\nSteps: 20")),
+        ("Käse 🧀", (b"iTXt", b"parameters\0\0\0\0\0" + "Käse 🧀".encode())),
+        ("", (b"tEXt", b"parameters\0")),
+    ],
+)
+def test_a_text_goes_into_a_finished_png(text, chunk):
+    plain = encode(picture(), "png", MADE).data
+    told = with_text(plain, "parameters", text)
+    header, *rest = chunks(plain)
+    assert chunks(told) == [header, chunk, *rest]
+    with Image.open(io.BytesIO(told)) as image:
+        assert image.info["parameters"] == text
+    assert provenance(told) == MADE
+    assert np.array_equal(decoded(told), picture())
+
+
+def test_a_text_goes_into_nothing_but_a_png():
+    with pytest.raises(ValueError, match="no PNG"):
+        with_text(encode(picture(), "jpeg", MADE).data, "parameters", "a")

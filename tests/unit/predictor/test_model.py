@@ -111,25 +111,25 @@ def test_a_sampler_that_cannot_make_so_many_steps_is_said(model):
     assert model.takes_steps("PNDMScheduler", 4)
     for sampler, steps in (("PNDMScheduler", 3), ("DDIMScheduler", 1001), (None, 1001)):
         with pytest.raises(InvalidRequest, match=rf"must suit (PNDM|DDIM)Scheduler, which cannot make {steps} steps"):
-            model.check_steps(params(scheduler=sampler, num_inference_steps=steps), "")
+            model.check_steps(params(scheduler=sampler, num_inference_steps=steps), "steps")
 
 
 def test_a_sampler_that_waits_for_the_size_is_trusted(tmp_path):
     toys.publish(toys.flux(tmp_path), tmp_path / "volume", "toy/model")
-    loaded(tmp_path / "volume").check_steps(params(num_inference_steps=1), "")
+    loaded(tmp_path / "volume").check_steps(params(num_inference_steps=1), "steps")
 
 
 def test_tokens_past_the_end_are_counted(model):
-    assert model.dropped_tokens("abcdefghijklmn") == 0  # 14 letters, start and end: 16
-    assert model.dropped_tokens("abcdefghijklmnop") == 2
+    assert model.tokens("abcdefghijklmn") == (16, 0)  # 14 letters, start and end: 16
+    assert model.tokens("abcdefghijklmnop") == (18, 2)
 
 
 def test_the_encoder_that_reads_most_decides(tmp_path):
     toys.publish(toys.flux(tmp_path), tmp_path / "volume", "toy/model")
     flux = loaded(tmp_path / "volume")
     assert {name: tokenizer.reads for name, tokenizer in flux.tokenizers.items()} == {"tokenizer": 16, "tokenizer_2": 64}
-    assert flux.dropped_tokens("a" * 63) == 0
-    assert flux.dropped_tokens("a" * 70) == 7
+    assert flux.tokens("a" * 63)[1] == 0
+    assert flux.tokens("a" * 70)[1] == 7
 
 
 def test_half_precision_weights_with_a_vae_that_overflows_stay_shareable(tmp_path):

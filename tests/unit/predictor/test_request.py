@@ -1,10 +1,12 @@
 import math
 
+import jsonschema
 import pytest
 
 from predictor.errors import InvalidRequest
-from predictor.request import SEEDS, GenerateRequest, Limits, Params, check_cost, parse
+from predictor.request import SEEDS, GenerateRequest, Limits, Params, check_cost, parse, schema
 
+NAMES = {"prompt": "inputs", "num_inference_steps": "steps", "width": "size", "height": "size"}
 LIMITS = Limits(
     supported=frozenset("prompt negative_prompt width height num_inference_steps guidance_scale num_images_per_prompt".split()),
     width=512,
@@ -67,7 +69,7 @@ def test_each_image_has_a_seed_and_they_stay_in_range():
         ({"width": True}, "parameters.width must be a multiple of 8 from 128 to 2048, not true"),
         ({"height": -512}, "parameters.height must be"),
         ({"height": [512]}, "parameters.height must be a multiple of 8 from 128 to 2048, not a JSON array"),
-        ({"width": 2048, "height": 1024}, "width x height must be at most 1048576 pixels, not 2048 x 1024 = 2097152"),
+        ({"width": 2048, "height": 1024}, "parameters.height must be at most 1048576 pixels, not 2048 x 1024 = 2097152"),
         ({"num_inference_steps": 0}, "parameters.num_inference_steps must be a whole number from 1 to 150, not 0"),
         ({"num_inference_steps": 151}, "num_inference_steps must be a whole number from 1 to 150, not 151"),
         ({"guidance_scale": 50.1}, "parameters.guidance_scale must be a number from 0 to 50, not 50.1"),
@@ -110,7 +112,7 @@ def test_a_prompt_is_needed_a_negative_one_is_not(prompt):
 
 def test_what_the_pipeline_does_not_take_is_unknown():
     plain = Limits(**vars(LIMITS) | {"supported": frozenset({"prompt"}), "schedulers": ()})
-    with pytest.raises(InvalidRequest, match="no field .width.; allowed: output_format, seed$"):
+    with pytest.raises(InvalidRequest, match="no field .width.; allowed: output_compression, output_format, seed$"):
         parse(GenerateRequest("a", {"width": 512}), plain)
 
 
@@ -120,3 +122,42 @@ def test_cost_is_in_default_pictures_and_bounded_for_the_whole_call():
     check_cost([params], LIMITS)
     with pytest.raises(InvalidRequest, match="at most 8 times a default picture .512 x 512, 50 steps., not 9.0 times"):
         check_cost([params, ask()], LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "parameters", "field", "message"),
+    [
+        (None, {}, "inputs", "inputs must be a string of 1 to 100 characters, not nothing"),
+        ("a", {"num_inference_steps": 0}, "steps", "steps must be a whole number from 1 to 150, not 0"),
+        ("a", {"guidance_scale": -1}, "guidance_scale", "guidance_scale must be a number from 0 to 50, not -1"),
+        ("a", {"width": 2048, "height": 1024}, "size", "size must be at most 1048576 pixels, not 2048 x 1024 = 2097152"),
+        ("a", {"foo": 1}, "foo", 'body has no field "foo"; allowed: guidance_scale, negative_prompt'),
+        ("a", {"output_compression": 50}, "output_compression", "output_compression is for output_format jpeg and webp"),
+    ],
+)
+def test_a_protocol_names_fields_its_own_way(prompt, parameters, field, message):
+    with pytest.raises(InvalidRequest) as refused:
+        parse(GenerateRequest(prompt, parameters, within="", names=NAMES), LIMITS)
+    assert (refused.value.field, refused.value.message[: len(message)]) == (field, message)
+
+
+def test_the_schema_allows_what_is_parsed_and_refuses_what_is_not():
+    validator = jsonschema.Draft202012Validator(schema(LIMITS))
+    validator.check_schema(schema(LIMITS))
+    fields = schema(LIMITS)["properties"]["parameters"]["properties"]
+    assert fields["width"] == {
+        **{"type": "integer", "minimum": 128, "maximum": 2048, "multipleOf": 8, "default": 512},
+        "description": "pixels",
+    }
+    defaults = {name: field["default"] for name, field in fields.items() if "default" in field}
+    assert parse(GenerateRequest("a", defaults), LIMITS).width == 512
+    assert "default" not in fields["seed"] and all(field["description"] for field in fields.values())
+    good = [{}, {"seed": 1, "width": 512}, {"guidance_scale": 1}, {"output_format": "webp", "output_compression": 0}]
+    bad = [{"width": 513}, {"guidance_scale": 51}, {"scheduler": "Euler"}, {"steps": 3}, {"seed": -1}, {"seed": "1"}]
+    for parameters in good:
+        parse(GenerateRequest("a", parameters), LIMITS)
+        assert validator.is_valid({"prompt": "a", "parameters": parameters})
+    for parameters in bad:
+        with pytest.raises(InvalidRequest):
+            parse(GenerateRequest("a", parameters), LIMITS)
+        assert not validator.is_valid({"prompt": "a", "parameters": parameters})

@@ -103,7 +103,7 @@ def test_where_a_pipeline_cuts_is_seen_in_what_it_does(model):
     assert found.shares
     assert model.tokenizers["tokenizer"].reads == 16
     assert warm.tokenizers["tokenizer"].reads == 12 - len("draw:")
-    assert warm.dropped_tokens("abcdefgh") == 3  # with start and end 10 tokens, of which 7 are read
+    assert warm.tokens("abcdefgh") == (10, 3)  # with start and end 10, of which 7 are read
     assert type(warm.pipe.tokenizer) is type(model.tokenizers["tokenizer"].encode)
 
 

@@ -1,0 +1,113 @@
+"""ASGI around everything: gives a request its id, counts its body, turns errors into answers, logs one line."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from predictor import telemetry, wire
+from predictor.errors import BodyTooLarge, Forbidden, GenerationFailed, NotOffered, ServingError
+
+# KServe's routes that do harm here: they load and unload models for anybody who asks, or answer with parts of the body.
+_CLOSED = {
+    re.compile(r"/v2/repository\b"): Forbidden("models are loaded and unloaded by the operator, not over HTTP"),
+    re.compile(r"/v[12]/.*:explain"): NotOffered("not served; ask POST /v1/models/<name>:predict"),
+}
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+# The body that a protocol has for an error, and a request id to name in it.
+ErrorShape = Callable[[ServingError, str], Mapping[str, object]]
+
+
+def request_id(given: str | None) -> str:
+    """The caller's own, where it is well-formed."""
+    return given if given and _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+class Border:
+    """Foreign exceptions end here, told to the log by type and place and to the caller as nothing but a request id: KServe's
+    own last handler would send their text, and with it perhaps a prompt."""
+
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int, shapes: Mapping[str, ErrorShape] | None = None) -> None:
+        """`shapes`: of errors, by the beginning of the path; elsewhere KServe's."""
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+        self._shapes = shapes or {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        shape = next((shape for path, shape in self._shapes.items() if scope["path"].startswith(path)), wire.error)
+        exchange = _Exchange(scope, receive, send, self._max_body_bytes, shape)
+        try:
+            for path, refusal in _CLOSED.items():
+                if path.match(scope["path"]):
+                    raise refusal.with_traceback(None)
+            exchange.check_length()
+            await self._app(scope, exchange.receive, exchange.send)
+        except ServingError as error:
+            await exchange.answer(error)
+        except Exception as error:  # noqa: BLE001
+            telemetry.failure("request failed", request_id=exchange.id, **telemetry.described(error))
+            await exchange.answer(GenerationFailed("internal error"))
+        finally:
+            exchange.log()
+
+
+class _Exchange:
+    """One request and its answer, as the border sees them go by."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, max_body_bytes: int, shape: ErrorShape) -> None:
+        self._scope, self._receive, self._send = scope, receive, send
+        self._max_body_bytes = max_body_bytes
+        self._shape = shape
+        self._came = 0
+        self._begin = time.monotonic()
+        self._status: int | None = None
+        self._headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
+        self.id = request_id(self._headers.get("x-request-id"))
+        scope.setdefault("state", {})["request_id"] = self.id
+
+    def check_length(self) -> None:
+        if int(self._headers.get("content-length", 0)) > self._max_body_bytes:
+            self._refuse_body()
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._came += len(message.get("body", b""))
+        if self._came > self._max_body_bytes:
+            self._refuse_body()
+        return message
+
+    def _refuse_body(self) -> None:
+        raise BodyTooLarge(f"body must be at most {self._max_body_bytes} bytes")
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            message["headers"] = [*message.get("headers", []), (b"x-request-id", self.id.encode())]
+        await self._send(message)
+
+    async def answer(self, error: ServingError) -> None:
+        """In the shape of the caller's protocol, unless an answer has begun. Where the caller has gone the server drops it."""
+        if self._status is not None:
+            return
+        headers = {"retry-after": str(error.retry_after)} if error.retry_after else {}
+        if error.status == BodyTooLarge.status:
+            headers["connection"] = "close"  # or the rest of the body would be taken for the next request
+        await JSONResponse(self._shape(error, self.id), error.status, headers)(self._scope, self._receive, self.send)
+
+    def log(self) -> None:
+        """One line a request. Probes and scrapes come every few seconds and say what other lines have said: left out."""
+        method, route = self._scope["method"], self._scope.get("route")
+        path = getattr(route, "path", None)  # as declared: what a caller wrote there is none of the log's business
+        if method in ("GET", "HEAD") and self._status in (200, 503):
+            return
+        milliseconds = round(1000 * (time.monotonic() - self._begin), 1)
+        telemetry.event("request", request_id=self.id, method=method, path=path, status=self._status, ms=milliseconds)

@@ -1,0 +1,190 @@
+"""gRPC: the Open Inference Protocol's service. A method decodes, asks the service, encodes, as the routes of HTTP do.
+
+KServe's own server would tell the log and the caller what a foreign exception says, and with it perhaps a prompt; it keeps
+working for a caller who has gone, and lets anybody unload the model. Its generated stubs are used, its servicer is not.
+
+Source: grpc_predict_v2.proto of the Open Inference Protocol; github.com/grpc/grpc/blob/master/doc/statuscodes.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from importlib.metadata import version
+from typing import Any, TypeVar
+
+import grpc  # type: ignore[import-untyped]
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as messages
+from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import (
+    GRPCInferenceServiceServicer,
+    add_GRPCInferenceServiceServicer_to_server,
+)
+
+from predictor import telemetry, v2, wire
+from predictor.border import request_id
+from predictor.errors import BodyTooLarge, Cancelled, Forbidden, GenerationFailed, ServingError, StartupError, UnknownModel
+from predictor.service import Service
+
+Context = Any  # grpc.aio.ServicerContext
+T = TypeVar("T")
+
+# By the status that HTTP has for the same.
+_CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    499: grpc.StatusCode.CANCELLED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+
+class GrpcServer:
+    def __init__(self, service: Service, *, port: int, max_send: int, max_receive: int) -> None:
+        """`port`: 0 for any that is free. `max_send`, `max_receive`: bytes of one message; -1 for any size."""
+        self.port = port
+        self._service = service
+        self._max_send, self._max_receive = max_send, max_receive
+        self._server: Any = None
+
+    async def start(self) -> None:
+        """On the running loop, which must be the service's. Raises StartupError where the port is taken."""
+        options = {
+            "grpc.max_send_message_length": self._max_send,
+            "grpc.max_receive_message_length": self._max_receive,
+            "grpc.so_reuseport": 0,  # or a second process would silently get half of the calls
+        }
+        self._server = grpc.aio.server(options=tuple(options.items()))
+        add_GRPCInferenceServiceServicer_to_server(_Servicer(self._service, self._max_send), self._server)
+        try:
+            self.port = self._server.add_insecure_port(f"[::]:{self.port}")
+        except RuntimeError:
+            raise StartupError(f"--grpc_port {self.port} cannot be opened: another process may have it") from None
+        await self._server.start()
+
+    async def stop(self, grace: float) -> None:
+        """Takes no more calls, and cancels those that are not over after `grace` seconds."""
+        if self._server:
+            await self._server.stop(grace)
+
+
+class _Servicer(GRPCInferenceServiceServicer):  # type: ignore[misc]
+    def __init__(self, service: Service, max_send: int) -> None:
+        self._service = service
+        self._max_send = max_send
+
+    async def ServerLive(self, message: messages.ServerLiveRequest, context: Context) -> messages.ServerLiveResponse:
+        return messages.ServerLiveResponse(live=self._service.alive)
+
+    async def ServerReady(self, message: messages.ServerReadyRequest, context: Context) -> messages.ServerReadyResponse:
+        return messages.ServerReadyResponse(ready=self._service.ready)
+
+    async def ModelReady(self, message: messages.ModelReadyRequest, context: Context) -> messages.ModelReadyResponse:
+        async def work(_: str) -> messages.ModelReadyResponse:
+            self._check_name(message.name)
+            return messages.ModelReadyResponse(ready=self._service.ready)
+
+        return await _Exchange("ModelReady", context).answer(work)
+
+    async def ServerMetadata(
+        self, message: messages.ServerMetadataRequest, context: Context
+    ) -> messages.ServerMetadataResponse:
+        return messages.ServerMetadataResponse(name="kserve", version=version("kserve"))
+
+    async def ModelMetadata(self, message: messages.ModelMetadataRequest, context: Context) -> messages.ModelMetadataResponse:
+        async def work(_: str) -> messages.ModelMetadataResponse:
+            self._check_name(message.name)
+            model = self._service.model
+            checked = getattr(model.pipe, "safety_checker", None) is not None
+            pipeline = model.snapshot.pipeline
+            told = v2.metadata(self._service.name, None, self._service.limits, pipeline, checked=checked)
+            return messages.ModelMetadataResponse(**told)
+
+        return await _Exchange("ModelMetadata", context).answer(work)
+
+    async def ModelInfer(self, message: messages.ModelInferRequest, context: Context) -> messages.ModelInferResponse:
+        async def work(request_id: str) -> messages.ModelInferResponse:
+            self._check_name(message.model_name)
+            self._service.check_ready()
+            call = v2.decode_grpc(message, max_requests=self._service.settings.max_instances)
+            # A caller who cancels, or whose deadline passes, cancels this task: there is nothing else to wait for.
+            answers = await self._service.generate(call.requests, request_id=request_id, gone=asyncio.Event().wait)
+            response = v2.encode_grpc(call, answers, self._service.name)
+            self._check_size(response.ByteSize())
+            return response
+
+        return await _Exchange("ModelInfer", context).answer(work)
+
+    async def RepositoryModelLoad(self, message: messages.RepositoryModelLoadRequest, context: Context) -> None:
+        await _Exchange("RepositoryModelLoad", context).answer(_refuse)
+
+    async def RepositoryModelUnload(self, message: messages.RepositoryModelUnloadRequest, context: Context) -> None:
+        await _Exchange("RepositoryModelUnload", context).answer(_refuse)
+
+    def _check_name(self, name: str) -> None:
+        if name != self._service.name:
+            raise UnknownModel(f"no model of this name here; there is {self._service.name}")
+
+    def _check_size(self, size: int) -> None:
+        """gRPC itself would fail after the log has said that all is well, and would not say what to do."""
+        if 0 <= self._max_send < size:
+            raise BodyTooLarge(
+                f"the answer has {size} bytes and may have {self._max_send}: ask for fewer pictures, or for output_format jpeg"
+            )
+
+
+async def _refuse(_: str) -> None:
+    raise Forbidden("models are loaded and unloaded by the operator, not over gRPC")
+
+
+class _Exchange:
+    """One call and its answer: gives it an id, turns errors into status codes, logs one line. Foreign exceptions end here."""
+
+    def __init__(self, method: str, context: Context) -> None:
+        self._method = method
+        self._context = context
+        self._begin = time.monotonic()
+        given = dict(context.invocation_metadata() or ()).get("x-request-id")
+        self._id = request_id(given)
+
+    async def answer(self, work: Callable[[str], Awaitable[T]]) -> T:
+        """What `work` returns, given the request id. What it raises becomes a status."""
+        try:
+            answer = await self._translated(work)
+        except ServingError as error:
+            self._log(error.status)
+            await self._abort(error)
+            raise
+        except asyncio.CancelledError:
+            self._log(Cancelled.status)
+            raise
+        self._log(200)
+        await self._context.send_initial_metadata((("x-request-id", self._id),))
+        return answer
+
+    async def _translated(self, work: Callable[[str], Awaitable[T]]) -> T:
+        try:
+            return await work(self._id)
+        except ServingError:
+            raise
+        except Exception as error:  # noqa: BLE001
+            telemetry.failure("request failed", request_id=self._id, **telemetry.described(error))
+            raise GenerationFailed("internal error") from None
+
+    async def _abort(self, error: ServingError) -> None:
+        """Raises what gRPC makes of it. All metadata trails: had any gone ahead, clients would not try again where they may."""
+        metadata = [("x-request-id", self._id)]
+        if error.retry_after:
+            metadata.append(("retry-after", str(error.retry_after)))
+        code = _CODES.get(error.status, grpc.StatusCode.INTERNAL)
+        await self._context.abort(code, wire.public(error, self._id), tuple(metadata))
+
+    def _log(self, status: int) -> None:
+        """One line a call, in HTTP's words. Probes come every few seconds and say what other lines have said: left out."""
+        if self._method != "ModelInfer" and status in (200, 503):
+            return
+        milliseconds = round(1000 * (time.monotonic() - self._begin), 1)
+        telemetry.event("request", request_id=self._id, method="gRPC", path=self._method, status=status, ms=milliseconds)
