@@ -1,7 +1,9 @@
 """What the README says, done: every command in it is run or, where it needs a cluster, held against the manifests."""
 
+import base64
 import io
 import json
+import os
 import re
 import shlex
 import shutil
@@ -63,20 +65,59 @@ def test_the_demo_shows_what_its_prompt_says(demo):
     assert "stopped with code 0" in printed
 
 
-def test_every_local_curl_is_answered_as_shown(server, tmp_path):
-    local = [curl for curl in CURLS if "localhost" in curl]
-    assert len(local) == 3
-    demo, picture, instances = (run(curl, server, tmp_path) for curl in local)
-    assert demo == b""
-    assert judge(Image.open(tmp_path / "demo.png")).shape == "circle"
-    assert judge(Image.open(tmp_path / "picture.png")).shape == "triangle"
+@pytest.fixture(scope="module")
+def answers(server, tmp_path_factory):
+    """What each local curl printed, in order, and the folder in which they ran."""
+    folder = tmp_path_factory.mktemp("curls")
+    return [run(curl, server, folder) for curl in CURLS if "localhost" in curl], folder
+
+
+def test_every_local_curl_is_answered_as_shown(answers):
+    printed, folder = answers
+    assert printed[0] == b""
     shown = next(text for kind, text in BLOCKS if kind == "" and text.startswith("HTTP/1.1"))
-    assert header_names(picture.decode()) >= header_names(shown)
-    assert "x-seed: 7" in picture.decode() and "x-seed: 7" in shown
+    assert header_names(printed[1].decode()) >= header_names(shown)
+    assert "x-seed: 7" in printed[1].decode() and "x-seed: 7" in shown
     [example] = [json.loads(text) for kind, text in BLOCKS if kind == "json"]
-    for said, got in zip(example["predictions"], json.loads(instances)["predictions"], strict=True):
+    for said, got in zip(example["predictions"], json.loads(printed[2])["predictions"], strict=True):
         assert got.pop("image").keys() == said.pop("image").keys()
         assert got == said
+    assert judge(Image.open(folder / "picture.png")).shape == "triangle"
+    for name in ("demo.png", "circle.png", "plain.webp", "event.png"):
+        assert judge(Image.open(folder / name)).shape == "circle", name
+
+
+def test_events_and_requests_by_id_are_as_shown(answers):
+    printed, _ = answers
+    shown = next(text for kind, text in BLOCKS if kind == "" and text.startswith("event: progress"))
+    streamed = printed[3].decode()
+    assert set(re.findall("^event: (.*)", shown, re.MULTILINE)) == set(re.findall("^event: (.*)", streamed, re.MULTILINE))
+    for name in ("progress", "preview", "prediction"):
+        one, other = (re.search(f"event: {name}\ndata: (.*)", text)[1] for text in (shown, streamed))
+        assert json.loads(one).keys() == json.loads(other).keys()
+    assert printed[5].decode() in README
+
+
+def test_what_other_doors_answer_is_the_picture(answers):
+    _, folder = answers
+    outputs = {each["name"]: each for each in json.loads((folder / "v2.json").read_bytes())["outputs"]}
+    shapes = [judge(Image.open(io.BytesIO(base64.b64decode(each)))).shape for each in outputs["image"]["data"]]
+    assert (shapes, outputs["seed"]["data"]) == (["circle", "square"], [7, 8])
+    [picture] = json.loads((folder / "a1111.json").read_bytes())["images"]
+    assert judge(Image.open(io.BytesIO(base64.b64decode(picture)))).shape == "circle"
+
+
+@pytest.mark.parametrize(("name", "said"), [("openai", "partial_image"), ("grpc", ""), ("huggingface", "")])
+def test_every_python_client_gets_the_picture(server, tmp_path, name, said):
+    program = next(text for kind, text in BLOCKS if kind == "python" and f"{name}.png" in text)
+    here = program.replace("localhost:8080", f"localhost:{server.port}").replace(
+        "localhost:8081", f"localhost:{server.grpc_port}"
+    )
+    environ = os.environ | {"NO_PROXY": "localhost", "no_proxy": "localhost"}
+    done = subprocess.run([sys.executable, "-c", here], cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("partial_image") == (2 if said else 0)
+    assert judge(Image.open(tmp_path / f"{name}.png")).shape == "circle"
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("docker build")])

@@ -9,9 +9,18 @@ import pytest
 from PIL import Image
 
 import toys
-from predictor.errors import Cancelled, InvalidRequest, ModelNotFound, ModelNotLoadable, NotServing
+from predictor.answers import Previews
+from predictor.errors import (
+    AlreadyOver,
+    Cancelled,
+    InvalidRequest,
+    ModelNotFound,
+    ModelNotLoadable,
+    NotServing,
+    UnknownRequest,
+)
 from predictor.images import provenance
-from predictor.request import GenerateRequest
+from predictor.request import GenerateRequest, Step
 from predictor.service import Service
 from predictor.settings import Settings
 
@@ -220,3 +229,117 @@ def test_nothing_is_compiled_unasked(toy_volume, monkeypatch):
     service = new_service(toy_volume)
     service.load()
     service.compile()
+
+
+# ---------------------------------------------------------------- streams, and requests by their id
+
+
+async def stream(service: Service, request_id: str = "r", previews: Previews = Previews(2), **parameters):  # noqa: B008
+    return [
+        each async for each in service.stream(GenerateRequest("a cat", parameters), request_id=request_id, previews=previews)
+    ]
+
+
+def test_a_stream_tells_steps_previews_and_the_answer_that_generate_gives(service):
+    *steps, answer = asyncio.run(stream(service, seed=5, num_inference_steps=9))
+    assert steps[0] == Step("queued", 0, 9)
+    assert [each.step for each in steps] == sorted(each.step for each in steps)
+    shown = [each for each in steps if each.preview]
+    assert [each.step for each in shown] == [2, 5]
+    [alone] = asyncio.run(generate(service, seed=5, num_inference_steps=9))
+    assert answer.images == alone.images
+
+
+def test_previews_can_be_as_large_as_the_picture(service):
+    wanted = Previews(1, "webp", full_size=True)
+    told = asyncio.run(stream(service, previews=wanted, width=24, num_inference_steps=9))
+    [preview] = [each.preview for each in told[:-1] if each.preview]
+    assert (preview.format, preview.width, preview.height) == ("webp", 24, 32)
+
+
+def test_a_stream_that_is_closed_stops_the_work(service):
+    async def scenario():
+        told = service.stream(GenerateRequest("a", {"num_inference_steps": 150}), request_id="left", previews=Previews(0))
+        await anext(told)
+        [job] = service._engine.open_jobs
+        await told.aclose()
+        with pytest.raises(Cancelled):
+            await asyncio.wrap_future(job.future)
+        assert service.find("left").state == "cancelled"
+
+    asyncio.run(scenario())
+
+
+def test_a_quiet_stream_repeats_itself(service, monkeypatch):
+    """Lest a proxy closes the connection of somebody who waits in the queue."""
+    monkeypatch.setattr("predictor.service._QUIET", 0.0)
+
+    async def scenario():
+        told = service.stream(GenerateRequest("a", {"num_inference_steps": 150}), request_id="r", previews=Previews(0))
+        first = [await anext(told) for _ in range(3)]
+        await told.aclose()
+        return first
+
+    assert all(isinstance(each, Step) for each in asyncio.run(scenario()))
+
+
+def test_a_drain_whose_time_is_up_ends_streams_too(toy_volume):
+    async def scenario():
+        told = service.stream(GenerateRequest("a", {"num_inference_steps": 150}), request_id="r", previews=Previews(0))
+        await anext(told)
+        hurry = asyncio.get_running_loop().create_future()
+        hurry.set_result(None)
+        await service.drain(hurry)
+        with pytest.raises(NotServing):
+            async for _ in told:
+                pass
+        assert service.find("r").state == "failed"
+
+    service = new_service(toy_volume)
+    service.load()
+    asyncio.run(scenario())
+
+
+def test_whoever_knows_the_id_can_follow_and_cancel(service):
+    async def scenario():
+        work = asyncio.create_task(generate(service, num_inference_steps=150))
+        await accepted(service, work)
+        entry = service.find("r")
+        assert entry.told()["of"] == 150
+        assert await service.cancel("r") is entry
+        assert entry.state == "cancelled"
+        with pytest.raises(Cancelled, match="cancelled by the caller"):
+            await work
+        with pytest.raises(AlreadyOver, match="this request is over: cancelled"):
+            await service.cancel("r")
+        with pytest.raises(UnknownRequest):
+            service.find("nobody's")
+
+    asyncio.run(scenario())
+
+
+def test_a_caller_without_ids_cancels_its_own_only(service):
+    async def ask(caller: str):
+        requests = [GenerateRequest("a", {"num_inference_steps": 100})]
+        return await service.generate(
+            requests, request_id=caller, gone=asyncio.Event().wait, caller=caller, previews=Previews(9, "png")
+        )
+
+    async def scenario():
+        mine, yours = asyncio.create_task(ask("me")), asyncio.create_task(ask("you"))
+        await accepted(service, mine)
+        while not (entry := service.under_way("me")) or not entry.news.preview:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        assert (await service.newest_preview(entry)).format == "png"
+        await service.cancel_all("me")
+        with pytest.raises(Cancelled):
+            await mine
+        assert service.under_way("me") is None
+        assert await yours
+
+    asyncio.run(scenario())
+
+
+def test_the_model_is_not_known_before_it_is_loaded(toy_volume):
+    with pytest.raises(NotServing, match="starting"):
+        _ = new_service(toy_volume).limits
