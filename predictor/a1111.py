@@ -72,6 +72,19 @@ _EXTRA_NETWORK = re.compile(r"<(lora|lyco|hypernet):")
 _JOB = "txt2img"
 
 
+def schema(fields: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
+    """JSON Schema of a body: what asks for something. `fields`: as `request.schemas` has them."""
+    own = {theirs: fields[ours] for theirs, ours in _PARAMETERS.items() if ours in fields}
+    counts = {name: fields["num_images_per_prompt"] for name in ("batch_size", "n_iter") if "num_images_per_prompt" in fields}
+    seed = {**fields["seed"], "minimum": -1}
+    sampler = {"sampler_name": {"type": "string"}} if "scheduler" in fields else {}
+    return {
+        "type": "object",
+        "required": ["prompt"],
+        "properties": {"prompt": fields["prompt"], **own, "seed": seed, **counts, **sampler},
+    }
+
+
 def decode(body: bytes, *, limits: Limits, name: str) -> GenerateRequest:
     """`name`: of the model. Raises InvalidRequest."""
     message = wire.json_object(body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 import uuid
@@ -12,13 +13,14 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from predictor import telemetry, wire
-from predictor.errors import BodyTooLarge, Forbidden, GenerationFailed, NotOffered, ServingError
+from predictor.errors import BodyTooLarge, BodyTooSlow, EncodedBody, Forbidden, GenerationFailed, NotOffered, ServingError
 
 # KServe's routes that do harm here: they load and unload models for anybody who asks, or answer with parts of the body.
 _CLOSED = {
     re.compile(r"/v2/repository\b"): Forbidden("models are loaded and unloaded by the operator, not over HTTP"),
     re.compile(r"/v[12]/.*:explain"): NotOffered("not served; ask POST /v1/models/<name>:predict"),
 }
+_UPLOAD = 30.0  # seconds that a body may take: slots are for work, not for waiting
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 # The body that a protocol has for an error, and a request id to name in it.
@@ -49,7 +51,7 @@ class Border:
             for path, refusal in _CLOSED.items():
                 if path.match(scope["path"]):
                     raise refusal.with_traceback(None)
-            exchange.check_length()
+            exchange.check_headers()
             await self._app(scope, exchange.receive, exchange.send)
         except ServingError as error:
             await exchange.answer(error)
@@ -69,17 +71,27 @@ class _Exchange:
         self._shape = shape
         self._came = 0
         self._begin = time.monotonic()
+        self._patience: float | None = asyncio.get_running_loop().time() + _UPLOAD
         self._status: int | None = None
         self._headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
         self.id = request_id(self._headers.get("x-request-id"))
         scope.setdefault("state", {})["request_id"] = self.id
 
-    def check_length(self) -> None:
+    def check_headers(self) -> None:
+        encoding = self._headers.get("content-encoding", "identity")
+        if encoding.lower() != "identity":
+            raise EncodedBody("the body must not be compressed: leave out content-encoding")
         if int(self._headers.get("content-length", 0)) > self._max_body_bytes:
             self._refuse_body()
 
     async def receive(self) -> Message:
-        message = await self._receive()
+        try:
+            async with asyncio.timeout_at(self._patience):
+                message = await self._receive()
+        except TimeoutError:
+            raise BodyTooSlow(f"the body must come within {_UPLOAD:g} s") from None
+        if message["type"] == "http.request" and not message.get("more_body"):
+            self._patience = None  # what comes next is the caller's leave, and takes as long as it takes
         self._came += len(message.get("body", b""))
         if self._came > self._max_body_bytes:
             self._refuse_body()
@@ -99,7 +111,7 @@ class _Exchange:
         if self._status is not None:
             return
         headers = {"retry-after": str(error.retry_after)} if error.retry_after else {}
-        if error.status == BodyTooLarge.status:
+        if isinstance(error, BodyTooLarge | BodyTooSlow | EncodedBody):
             headers["connection"] = "close"  # or the rest of the body would be taken for the next request
         await JSONResponse(self._shape(error, self.id), error.status, headers)(self._scope, self._receive, self.send)
 

@@ -6,8 +6,10 @@
     ├── UnknownModel        404
     ├── UnknownRequest      404
     ├── NotAcceptable       406  none of the media types that the caller accepts can be had
+    ├── BodyTooSlow         408
     ├── AlreadyOver         409  nothing left to cancel
     ├── BodyTooLarge        413
+    ├── EncodedBody         415  compressed: how large it would get is nothing we care to find out
     ├── QueueFull           429  with Retry-After
     ├── Cancelled           499  the caller went away, or somebody who knew the request id cancelled it
     ├── GenerationFailed    500  opaque: the cause is in the log under the request id
@@ -62,12 +64,20 @@ class NotAcceptable(ServingError):
     status = 406
 
 
+class BodyTooSlow(ServingError):
+    status = 408
+
+
 class AlreadyOver(ServingError):
     status = 409
 
 
 class BodyTooLarge(ServingError):
     status = 413
+
+
+class EncodedBody(ServingError):
+    status = 415
 
 
 class QueueFull(ServingError):

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from predictor import negotiation, wire
 from predictor.errors import InvalidRequest
 from predictor.request import GenerateRequest
+
+
+def schema(fields: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
+    """JSON Schema of a body. `fields`: as `request.schemas` has them."""
+    return wire.closed({name: each for name, each in fields.items() if name != "num_images_per_prompt"}, "prompt")
 
 
 def decode(body: bytes, accept: str = "") -> GenerateRequest:

@@ -5,9 +5,17 @@ Source: huggingface.co/docs/inference-providers/tasks/text-to-image, and what `I
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from predictor import negotiation, wire
 from predictor.errors import InvalidRequest
 from predictor.request import GenerateRequest
+
+
+def schema(fields: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
+    """JSON Schema of a body. `fields`: as `request.schemas` has them."""
+    own = {name: each for name, each in fields.items() if name not in ("prompt", "num_images_per_prompt")}
+    return wire.closed({"inputs": fields["prompt"], "parameters": wire.closed(own), "options": {"type": "object"}}, "inputs")
 
 
 def decode(body: bytes, accept: str = "") -> GenerateRequest:

@@ -8,7 +8,7 @@ no diffusers pipeline has (transparent background, other quality or style) is re
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import orjson
@@ -41,7 +41,7 @@ _CHOICES: dict[str, tuple[object, ...]] = {
     "partial_images": tuple(range(MAX_PREVIEWS + 1)),
 }
 _ALLOWED = {"prompt", "model", "size", "response_format", "user", *_CHOICES, *_PARAMETERS}
-_SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
+_SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,19 @@ class Call:
     request: GenerateRequest
     stream: bool
     partial_images: int  # wanted on the way
+
+
+def schema(fields: Mapping[str, Mapping[str, object]], models: Collection[str]) -> dict[str, object]:
+    """JSON Schema of a body. `fields`: as `request.schemas` has them."""
+    own = {theirs: fields[ours] for theirs, ours in _PARAMETERS.items() if ours in fields}
+    choices = {name: {"enum": list(values)} for name, values in _CHOICES.items()}
+    texts = {
+        "model": {"enum": list(models)},
+        "size": {"type": "string", "pattern": rf"^(auto|{_SIZE.pattern})$"},
+        "response_format": {"enum": ["b64_json"]},
+        "user": {"type": "string"},
+    }
+    return wire.closed({"prompt": fields["prompt"], **texts, **choices, **own}, "prompt")
 
 
 def decode(body: bytes, models: Collection[str]) -> Call:

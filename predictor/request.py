@@ -160,23 +160,15 @@ def check_cost(params: Iterable[Params], limits: Limits) -> None:
         )
 
 
-def schema(limits: Limits) -> dict[str, object]:
-    """JSON Schema of a request with one prompt, as the v1 protocol has it, for this model."""
+def schemas(limits: Limits) -> dict[str, dict[str, object]]:
+    """JSON Schema of the prompt and of every parameter that this model has, by our names."""
     defaults = {"output_format": "png", "num_images_per_prompt": 1} | _defaults(limits)
     fields = {
         name: each.schema | ({"default": defaults[name]} if defaults.get(name) is not None else {})
         for name, each in _fields(limits).items()
     }
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "type": "object",
-        "required": ["prompt"],
-        "additionalProperties": False,
-        "properties": {
-            "prompt": {"type": "string", "minLength": 1, "maxLength": limits.max_prompt_chars, "description": "what to paint"},
-            "parameters": {"type": "object", "additionalProperties": False, "properties": fields},
-        },
-    }
+    prompt = {"type": "string", "minLength": 1, "maxLength": limits.max_prompt_chars, "description": "what to paint"}
+    return {"prompt": prompt, **fields}
 
 
 # ---------------------------------------------------------------- fields

@@ -14,7 +14,7 @@ import kserve
 from fastapi import FastAPI, Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 
-from predictor import a1111, cloudevents, generate, huggingface, openai, request, v1, v2, wire
+from predictor import a1111, cloudevents, generate, huggingface, openai, openapi, request, v1, v2, wire
 from predictor.answers import Previews
 from predictor.border import Border
 from predictor.errors import InvalidRequest, ServingError, UnknownModel
@@ -52,6 +52,8 @@ def add_routes(app: FastAPI, service: Service) -> None:
         add(app, service)
     if service.settings.ui:
         _add_page(app)
+    # FastAPI's own document knows neither bodies nor the model.
+    app.openapi = lambda: _document(service)  # type: ignore[method-assign]
     shapes = {"/openai/": openai.error, "/sdapi/": a1111.error}
     app.add_middleware(Border, max_body_bytes=service.settings.max_body_bytes, shapes=shapes)
 
@@ -75,7 +77,8 @@ def _add_v1(app: FastAPI, service: Service) -> None:
 
     async def schema(name: str) -> Response:
         _check_name(service, name)
-        return JSONResponse({"title": name} | request.schema(service.limits))
+        schema = v1.schema(request.schemas(service.limits))
+        return JSONResponse({"$schema": "https://json-schema.org/draft/2020-12/schema", "title": name, **schema})
 
     async def readiness(name: str) -> Response:
         _check_name(service, name)
@@ -233,6 +236,11 @@ def _add_requests(app: FastAPI, service: Service) -> None:
 
     _route(app, "GET", "/v1/requests/{request_id}", look)
     _route(app, "DELETE", "/v1/requests/{request_id}", cancel)
+
+
+def _document(service: Service) -> dict[str, Any]:
+    limits, settings = service.limits, service.settings
+    return openapi.document(limits, service.name, (service.name, settings.model_id), settings.max_instances)
 
 
 def _add_page(app: FastAPI) -> None:

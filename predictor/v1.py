@@ -30,6 +30,19 @@ class Call:
     media_type: str
 
 
+def schema(fields: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
+    """JSON Schema of a body with one prompt. `fields`: as `request.schemas` has them."""
+    own = {name: each for name, each in fields.items() if name != "prompt"}
+    return wire.closed({"prompt": fields["prompt"], "parameters": wire.closed(own)}, "prompt")
+
+
+def schema_of_instances(fields: Mapping[str, Mapping[str, object]], max_instances: int) -> dict[str, object]:
+    single = schema(fields)
+    parameters = single["properties"]["parameters"]  # type: ignore[index]
+    instances = {"type": "array", "minItems": 1, "maxItems": max_instances, "items": single}
+    return wire.closed({"instances": instances, "parameters": parameters}, "instances")
+
+
 def decode(body: bytes, accept: str = "", *, max_instances: int = 16) -> Call:
     """Raises InvalidRequest or NotAcceptable."""
     message = wire.json_object(body)

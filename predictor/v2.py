@@ -86,8 +86,7 @@ class _Input:
 
 def metadata(name: str, version: str | None, limits: Limits, pipeline: str, *, checked: bool = False) -> dict[str, Any]:
     """What this model takes and gives, -1 standing for any number of elements. `checked`: by a safety checker."""
-    properties: Any = request.schema(limits)["properties"]
-    inputs = {each: _INPUTS[each] for each in ["prompt", *properties["parameters"]["properties"]]}
+    inputs = {each: _INPUTS[each] for each in request.schemas(limits)}
     outputs = {each: datatype for each, datatype in _OUTPUTS.items() if checked or each != "safety_flagged"}
     return {
         "name": name,
@@ -96,6 +95,22 @@ def metadata(name: str, version: str | None, limits: Limits, pipeline: str, *, c
         "inputs": [{"name": each, "datatype": datatype, "shape": [-1]} for each, datatype in inputs.items()],
         "outputs": [{"name": each, "datatype": datatype, "shape": [-1]} for each, datatype in outputs.items()],
     }
+
+
+def schema(fields: Mapping[str, Mapping[str, object]], max_requests: int) -> dict[str, object]:
+    """JSON Schema of a body without raw data. `fields`: as `request.schemas` has them."""
+    size = {"type": "integer", "minimum": 1, "maximum": max_requests}
+    one = {
+        "name": {"enum": list(fields)},
+        "datatype": {"enum": list(_TAKEN["FP32"])},
+        "shape": {"type": "array", "minItems": 1, "maxItems": 2, "items": size},
+        "data": {"type": "array", "minItems": 1, "maxItems": max_requests},
+    }
+    own = {name: each for name, each in fields.items() if name != "prompt"} | {"binary_data_output": {"type": "boolean"}}
+    inputs = {"type": "array", "minItems": 1, "items": wire.closed(one, *one)}
+    outputs = {"type": "array", "items": wire.closed({"name": {"enum": list(_OUTPUTS)}}, "name")}
+    body = {"id": {"type": "string"}, "inputs": inputs, "parameters": wire.closed(own), "outputs": outputs}
+    return wire.closed(body, "inputs")
 
 
 # ---------------------------------------------------------------- REST

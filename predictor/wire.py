@@ -57,6 +57,11 @@ def several(request: GenerateRequest) -> bool:
     return isinstance(count, int) and count > 1
 
 
+def closed(properties: Mapping[str, object], *required: str) -> dict[str, object]:
+    """JSON Schema of an object with these properties and no other."""
+    return {"type": "object", "additionalProperties": False, "required": list(required), "properties": dict(properties)}
+
+
 def event(name: str, data: Mapping[str, object]) -> bytes:
     """Of a stream (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
     return b"event: %s\ndata: %s\n\n" % (name.encode(), orjson.dumps(data))

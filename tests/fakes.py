@@ -11,7 +11,25 @@ from typing import Any
 import torch
 
 from predictor.job import Job
-from predictor.request import Params
+from predictor.request import Limits, Params
+
+LIMITS = Limits(
+    supported=frozenset("prompt negative_prompt width height num_inference_steps guidance_scale num_images_per_prompt".split()),
+    width=512,
+    height=512,
+    multiple=8,
+    min_side=128,
+    max_side=2048,
+    max_pixels=1024 * 1024,
+    num_inference_steps=50,
+    max_steps=150,
+    guidance_scale=7.5,
+    max_guidance=50.0,
+    max_images=4,
+    schedulers=("DDIMScheduler", "EulerDiscreteScheduler"),
+    max_prompt_chars=100,
+    max_cost=8.0,
+)
 
 POISON = -1.0  # a row that no denoiser can bear
 

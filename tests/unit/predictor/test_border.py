@@ -1,5 +1,6 @@
 """The border: what any request meets before and after our routes, without a model behind them."""
 
+import asyncio
 import json
 
 import pytest
@@ -108,6 +109,32 @@ def test_a_body_is_counted_announced_or_not(client):
         answer = client.post("/echo", content=content)
         assert answer.status_code == 413
         assert json.loads(answer.content) == {"error": "body must be at most 100 bytes"}
+
+
+def test_a_body_must_come_in_time(client, monkeypatch):
+    monkeypatch.setattr("predictor.border._UPLOAD", 0.0)
+    forever = asyncio.Event
+
+    async def scenario():
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        scope = {"type": "http", "path": "/echo", "method": "POST", "headers": []}
+        border = Border(lambda scope, receive, send: receive(), max_body_bytes=9)
+        await border(scope, forever().wait, send)
+        return sent
+
+    start, body = asyncio.run(scenario())
+    assert (start["status"], json.loads(body["body"])) == (408, {"error": "the body must come within 0 s"})
+    assert (b"connection", b"close") in start["headers"]
+
+
+def test_a_compressed_body_is_not_looked_at(client):
+    answer = client.post("/echo", content=b"\x1f\x8b", headers={"content-encoding": "gzip"})
+    assert (answer.status_code, answer.headers["connection"]) == (415, "close")
+    assert client.post("/echo", content=b"x", headers={"content-encoding": "identity"}).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/v2/repository/index", "/v2/repository/models/m/load", "/v2/repository/models/m/unload"])

@@ -1,6 +1,7 @@
 """The gRPC door on a socket of its own, without a model behind it."""
 
 import asyncio
+import logging
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
@@ -109,6 +110,11 @@ async def refused(call) -> tuple[StatusCode, str, dict[str, str]]:
     return error.value.code(), error.value.details(), dict(error.value.trailing_metadata())
 
 
+def logged(caplog) -> list[logging.LogRecord]:
+    """Without what asyncio says of grpc.aio in a process with one loop after another (github.com/grpc/grpc/issues/25364)."""
+    return [record for record in caplog.records if record.name == "predictor"]
+
+
 @pytest.mark.parametrize("prompts", [1, 2])
 def test_a_call_is_answered_with_its_request_id(prompts, caplog):
     async def scenario():
@@ -123,7 +129,7 @@ def test_a_call_is_answered_with_its_request_id(prompts, caplog):
     assert service.asked == [(PROMPT, "mine-1")] * prompts
     assert metadata["x-request-id"] == "mine-1"
     assert (response.model_name, response.id, response.raw_output_contents[0]) == ("m", "42", b"\4\0\0\0file" * prompts)
-    [line] = caplog.records
+    [line] = logged(caplog)
     assert (line.message, line.request_id, line.path, line.status) == ("request", "mine-1", "ModelInfer", 200)
     assert PROMPT not in str(vars(line))
 
@@ -160,7 +166,7 @@ def test_errors_become_status_codes(failure, code, more, caplog):
 
     with caplog.at_level("INFO", "predictor"):
         assert asyncio.run(scenario()) == (code, "bad", {"x-request-id": "r-1"} | more)
-    assert [(line.request_id, line.status) for line in caplog.records] == [("r-1", failure.status)]
+    assert [(line.request_id, line.status) for line in logged(caplog)] == [("r-1", failure.status)]
 
 
 @pytest.mark.parametrize(
@@ -182,10 +188,10 @@ def test_foreign_errors_are_opaque_and_logged_by_type_and_place(caplog):
 
     with caplog.at_level("INFO", "predictor"):
         assert asyncio.run(scenario())[:2] == (StatusCode.INTERNAL, "internal error (request id r-2)")
-    fault, line = caplog.records
+    fault, line = logged(caplog)
     assert (fault.levelname, fault.request_id, fault.error) == ("ERROR", "r-2", "RuntimeError")
     assert (line.message, line.status) == ("request", 500)
-    assert PROMPT not in str([vars(record) for record in caplog.records])
+    assert PROMPT not in str([vars(record) for record in logged(caplog)])
 
 
 @pytest.mark.parametrize("deadline", [None, 0.2])
@@ -206,22 +212,22 @@ def test_a_caller_who_goes_away_or_whose_deadline_passes_stops_the_work(deadline
     with caplog.at_level("INFO", "predictor"):
         code = asyncio.run(scenario())
     assert code == (StatusCode.DEADLINE_EXCEEDED if deadline else StatusCode.CANCELLED)
-    assert [(line.path, line.status) for line in caplog.records] == [("ModelInfer", 499)]
+    assert [(line.path, line.status) for line in logged(caplog)] == [("ModelInfer", 499)]
 
 
-def test_bad_messages_are_named():
+@pytest.mark.parametrize(
+    ("bad", "text"),
+    [
+        (messages.ModelInferRequest(model_name="m"), "inputs must hold prompt"),
+        (asked(prompts=3), "prompt.shape must be [n] or [n, 1] with n from 1 to 2"),
+    ],
+)
+def test_bad_messages_are_named(bad, text):
     async def scenario():
         async with served(Service()) as stub:
-            return [
-                await refused(stub.ModelInfer(bad)) for bad in (messages.ModelInferRequest(model_name="m"), asked(prompts=3))
-            ]
+            return await refused(stub.ModelInfer(bad))
 
-    for (code, details, _), text in zip(
-        asyncio.run(scenario()),
-        ["inputs must hold prompt", "prompt.shape must be [n] or [n, 1] with n from 1 to 2"],
-        strict=True,
-    ):
-        assert (code, details) == (StatusCode.INVALID_ARGUMENT, text)
+    assert asyncio.run(scenario())[:2] == (StatusCode.INVALID_ARGUMENT, text)
 
 
 def test_an_unknown_model_is_not_found():
@@ -266,7 +272,7 @@ def test_probes_tell_the_truth_and_are_not_logged(ready, alive, caplog):
 
     with caplog.at_level("INFO", "predictor"):
         assert asyncio.run(scenario()) == (alive, ready, ready)
-    assert not caplog.records
+    assert not logged(caplog)
 
 
 def test_metadata_of_server_and_model():
@@ -307,7 +313,7 @@ def test_messages_have_a_largest_size_both_ways(caplog):
         received, sent = asyncio.run(scenario())
     assert received[0] == sent[0] == StatusCode.RESOURCE_EXHAUSTED
     assert "and may have 1000: ask for fewer pictures, or for output_format jpeg" in sent[1]
-    assert [line.status for line in caplog.records] == [413]
+    assert [line.status for line in logged(caplog)] == [413]
 
 
 def test_stopping_lets_calls_end_and_takes_no_more():
@@ -323,12 +329,14 @@ def test_stopping_lets_calls_end_and_takes_no_more():
             await service.begun.wait()
             stopping = asyncio.create_task(server.stop(60))
             await asyncio.sleep(0)
-            late = await refused(stub.ModelInfer(asked()))
+            late, _, _ = await refused(stub.ModelInfer(asked()))
             service.go.set()
             await stopping
-            return await sent, late[0], len(service.asked)
+            # Which of the two depends on whether the caller has heard of it yet.
+            assert late in (StatusCode.UNAVAILABLE, StatusCode.CANCELLED)
+            return await sent, len(service.asked)
 
-    assert asyncio.run(scenario()) == (StatusCode.OK, StatusCode.UNAVAILABLE, 1)
+    assert asyncio.run(scenario()) == (StatusCode.OK, 1)
 
 
 def test_a_port_that_is_taken_is_named():

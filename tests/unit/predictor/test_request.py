@@ -3,27 +3,11 @@ import math
 import jsonschema
 import pytest
 
+from fakes import LIMITS
 from predictor.errors import InvalidRequest
-from predictor.request import SEEDS, GenerateRequest, Limits, Params, check_cost, parse, schema
+from predictor.request import SEEDS, GenerateRequest, Limits, Params, check_cost, parse, schemas
 
 NAMES = {"prompt": "inputs", "num_inference_steps": "steps", "width": "size", "height": "size"}
-LIMITS = Limits(
-    supported=frozenset("prompt negative_prompt width height num_inference_steps guidance_scale num_images_per_prompt".split()),
-    width=512,
-    height=512,
-    multiple=8,
-    min_side=128,
-    max_side=2048,
-    max_pixels=1024 * 1024,
-    num_inference_steps=50,
-    max_steps=150,
-    guidance_scale=7.5,
-    max_guidance=50.0,
-    max_images=4,
-    schedulers=("DDIMScheduler", "EulerDiscreteScheduler"),
-    max_prompt_chars=100,
-    max_cost=8.0,
-)
 
 
 def ask(prompt: object = "a cat", **parameters: object) -> Params:
@@ -141,23 +125,25 @@ def test_a_protocol_names_fields_its_own_way(prompt, parameters, field, message)
     assert (refused.value.field, refused.value.message[: len(message)]) == (field, message)
 
 
-def test_the_schema_allows_what_is_parsed_and_refuses_what_is_not():
-    validator = jsonschema.Draft202012Validator(schema(LIMITS))
-    validator.check_schema(schema(LIMITS))
-    fields = schema(LIMITS)["properties"]["parameters"]["properties"]
+def test_the_schemas_allow_what_is_parsed_and_refuse_what_is_not():
+    fields = schemas(LIMITS)
+    assert fields["prompt"]["maxLength"] == 100
     assert fields["width"] == {
         **{"type": "integer", "minimum": 128, "maximum": 2048, "multipleOf": 8, "default": 512},
         "description": "pixels",
     }
-    defaults = {name: field["default"] for name, field in fields.items() if "default" in field}
+    own = {name: each for name, each in fields.items() if name != "prompt"}
+    validator = jsonschema.Draft202012Validator({"additionalProperties": False, "properties": own})
+    validator.check_schema(validator.schema)
+    defaults = {name: field["default"] for name, field in own.items() if "default" in field}
     assert parse(GenerateRequest("a", defaults), LIMITS).width == 512
-    assert "default" not in fields["seed"] and all(field["description"] for field in fields.values())
+    assert "default" not in own["seed"] and all(field["description"] for field in own.values())
     good = [{}, {"seed": 1, "width": 512}, {"guidance_scale": 1}, {"output_format": "webp", "output_compression": 0}]
     bad = [{"width": 513}, {"guidance_scale": 51}, {"scheduler": "Euler"}, {"steps": 3}, {"seed": -1}, {"seed": "1"}]
     for parameters in good:
         parse(GenerateRequest("a", parameters), LIMITS)
-        assert validator.is_valid({"prompt": "a", "parameters": parameters})
+        assert validator.is_valid(parameters)
     for parameters in bad:
         with pytest.raises(InvalidRequest):
             parse(GenerateRequest("a", parameters), LIMITS)
-        assert not validator.is_valid({"prompt": "a", "parameters": parameters})
+        assert not validator.is_valid(parameters)
