@@ -110,7 +110,7 @@ class _Exchange:
         """In the shape of the caller's protocol, unless an answer has begun. Where the caller has gone the server drops it."""
         if self._status is not None:
             return
-        headers = {"retry-after": str(error.retry_after)} if error.retry_after else {}
+        headers = error.headers
         if isinstance(error, BodyTooLarge | BodyTooSlow | EncodedBody):
             headers["connection"] = "close"  # or the rest of the body would be taken for the next request
         await JSONResponse(self._shape(error, self.id), error.status, headers)(self._scope, self._receive, self.send)

@@ -3,8 +3,10 @@
     ServingError                 a request gets an answer other than a picture; the class is the HTTP status
     ├── InvalidRequest      400  names the field, what came and what is allowed
     ├── Forbidden           403  the operator's business
+    ├── UnknownPath         404
     ├── UnknownModel        404
     ├── UnknownRequest      404
+    ├── WrongMethod         405  with Allow
     ├── NotAcceptable       406  none of the media types that the caller accepts can be had
     ├── BodyTooSlow         408
     ├── AlreadyOver         409  nothing left to cancel
@@ -21,7 +23,8 @@
     ├── SnapshotRefused      21  partial, altered, pickled or executable
     ├── ModelNotLoadable     22  complete, yet no text-to-image pipeline comes of it
     ├── DeviceUnavailable    23
-    └── DeviceFailed         24  while serving: a new process is needed to get it back
+    ├── DeviceFailed         24  while serving: a new process is needed to get it back
+    └── SigningUnavailable   25  the certificate, its key or the package that pictures are to be signed with
 
 The text of a ServingError is public: it never holds a prompt, a path or a foreign exception's text.
 """
@@ -38,6 +41,11 @@ class ServingError(Exception):
         self.message = message
         self.retry_after = retry_after
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of the answer."""
+        return {"retry-after": str(self.retry_after)} if self.retry_after else {}
+
 
 class InvalidRequest(ServingError):
     status = 400
@@ -50,6 +58,23 @@ class InvalidRequest(ServingError):
 
 class Forbidden(ServingError):
     status = 403
+
+
+class UnknownPath(ServingError):
+    status = 404
+
+
+class WrongMethod(ServingError):
+    status = 405
+
+    def __init__(self, message: str, *, allow: str) -> None:
+        """`allow`: the methods that there are, with commas."""
+        super().__init__(message)
+        self.allow = allow
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"allow": self.allow}
 
 
 class UnknownModel(ServingError):
@@ -126,3 +151,7 @@ class DeviceUnavailable(StartupError):
 
 class DeviceFailed(StartupError):
     exit_code = 24
+
+
+class SigningUnavailable(StartupError):
+    exit_code = 25

@@ -12,12 +12,13 @@ from typing import Any
 
 import kserve
 from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 
 from predictor import a1111, cloudevents, generate, huggingface, openai, openapi, request, v1, v2, wire
 from predictor.answers import Previews
 from predictor.border import Border
-from predictor.errors import InvalidRequest, ServingError, UnknownModel
+from predictor.errors import InvalidRequest, ServingError, UnknownModel, UnknownPath, WrongMethod
 from predictor.negotiation import EVENTS
 from predictor.request import Answer, GenerateRequest, Step
 from predictor.service import Service, Told
@@ -52,6 +53,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
         add(app, service)
     if service.settings.ui:
         _add_page(app)
+    app.add_exception_handler(HTTPException, _unrouted)
     # FastAPI's own document knows neither bodies nor the model.
     app.openapi = lambda: _document(service)  # type: ignore[method-assign]
     shapes = {"/openai/": openai.error, "/sdapi/": a1111.error}
@@ -103,11 +105,7 @@ def _add_v2(app: FastAPI, service: Service) -> None:
         _check_name(service, name)
         service.check_ready()
         length = http.headers.get("inference-header-content-length")
-        if length is not None and not length.isdecimal():
-            raise InvalidRequest(
-                "inference-header-content-length must be a number of bytes", field="inference-header-content-length"
-            )
-        call = v2.decode(await http.body(), int(length) if length else None, max_requests=service.settings.max_instances)
+        call = v2.decode(await http.body(), length, max_requests=service.settings.max_instances)
         answers = await service.generate(call.requests, request_id=_id(http), gone=partial(_gone, http))
         return _response(await asyncio.to_thread(v2.encode, call, answers, name))
 
@@ -184,11 +182,12 @@ def _add_a1111(app: FastAPI, service: Service) -> None:
         embed_prompt = service.settings.embed_prompt
         return _response(await asyncio.to_thread(a1111.encode, answer, body, service.name, embed_prompt=embed_prompt))
 
-    async def progress(http: Request, skip_current_image: bool = False) -> Response:
+    async def progress(http: Request) -> Response:
         entry = service.under_way(_neighbour(http))
         if not entry:
             return JSONResponse(a1111.progress(None, 0, 0, 0.0, None))
-        preview = None if skip_current_image else await service.newest_preview(entry)
+        skip = http.query_params.get("skip_current_image", "").lower() in ("true", "1")
+        preview = None if skip else await service.newest_preview(entry)
         return JSONResponse(a1111.progress(entry.state, *entry.steps, entry.remaining, preview))
 
     async def interrupt(http: Request) -> Response:
@@ -256,6 +255,15 @@ def _add_page(app: FastAPI) -> None:
 
 
 # ---------------------------------------------------------------- what routes share
+
+
+async def _unrouted(http: Request, error: Exception) -> Response:
+    """Raised again for the border, which knows the shape that the caller expects."""
+    assert isinstance(error, HTTPException)
+    if error.status_code != WrongMethod.status:
+        raise UnknownPath("there is nothing at this path; GET /openapi.json lists what there is")
+    allow = (error.headers or {}).get("Allow", "")
+    raise WrongMethod(f"this path is for {allow or 'other methods'}, not for {http.method}", allow=allow)
 
 
 def _route(app: FastAPI, method: str, path: str, endpoint: Callable[..., Any]) -> None:

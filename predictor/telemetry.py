@@ -10,6 +10,7 @@ import logging
 import logging.config
 import threading
 import traceback
+import warnings
 from datetime import UTC, datetime
 
 logger = logging.getLogger("predictor")
@@ -37,6 +38,8 @@ class JsonFormatter(logging.Formatter):
 def configure() -> None:
     """Takes over the logging of the process, KServe's and uvicorn's included."""
     logging.captureWarnings(True)
+    # KServe's, at every start, about itself.
+    warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")
     threading.excepthook = lambda fault: failure(
         "a thread has ended", **(described(fault.exc_value) if fault.exc_value else {})
     )

@@ -116,11 +116,9 @@ def schema(fields: Mapping[str, Mapping[str, object]], max_requests: int) -> dic
 # ---------------------------------------------------------------- REST
 
 
-def decode(body: bytes, header_length: int | None = None, *, max_requests: int = 16) -> Call:
-    """`header_length`: bytes of JSON, where raw data follows it. Raises InvalidRequest."""
-    length = len(body) if header_length is None else header_length
-    if length > len(body):
-        raise InvalidRequest(f"inference-header-content-length must be at most the {len(body)} bytes of the body")
+def decode(body: bytes, header_length: str | None = None, *, max_requests: int = 16) -> Call:
+    """`header_length`: how many bytes of JSON go before raw data, as the header of the name has it. Raises InvalidRequest."""
+    length = len(body) if header_length is None else _length(header_length, len(body))
     message = wire.json_object(body[:length])
     wire.only(message, {"id", "model_name", "model_version", "parameters", "inputs", "outputs"}, "body")
     shared = wire.parameters(message)
@@ -136,13 +134,7 @@ def decode(body: bytes, header_length: int | None = None, *, max_requests: int =
     if raw:
         raise InvalidRequest(f"body must end with the data of the last input: {len(raw)} bytes are left over")
     binary = _flag(shared, "binary_data_output", "parameters.") or False
-    outputs = {}
-    for i, item in enumerate(_objects(message, "outputs")):
-        wire.only(item, {"name", "parameters"}, f"outputs[{i}]")
-        wanted, options = _wanted(item.get("name"), f"outputs[{i}]"), wire.parameters(item, f"outputs[{i}].")
-        wire.only(options, {"binary_data"}, f"outputs[{i}].parameters")
-        own = _flag(options, "binary_data", f"outputs[{i}].parameters.")
-        outputs[wanted] = binary if own is None else own
+    outputs = dict(_output(item, f"outputs[{i}]", binary) for i, item in enumerate(_objects(message, "outputs")))
     return Call(_requests(tensors, shared), _id(message.get("id")), outputs, binary)
 
 
@@ -167,6 +159,13 @@ def encode(call: Call, answers: Sequence[Answer], model_name: str) -> Reply:
     if not raw:
         return Reply(head, JSON, headers)
     return Reply(b"".join([head, *raw]), _BINARY, headers | {"inference-header-content-length": str(len(head))})
+
+
+def _length(text: str, most: int) -> int:
+    if not _WHOLE.fullmatch(text) or not 0 <= int(text) <= most:
+        name = "inference-header-content-length"
+        raise InvalidRequest(f"{name} must be a whole number up to the {most} bytes of the body", field=name)
+    return int(text)
 
 
 def _objects(message: Mapping[str, object], name: str) -> list[dict[str, object]]:
@@ -198,6 +197,15 @@ def _listed(described: _Input, data: object) -> list[object]:
         came = len(data) if isinstance(data, list) else "something else"
         _miscounted(described, "an array", came)
     return data
+
+
+def _output(item: Mapping[str, object], where: str, binary: bool) -> tuple[str, bool]:
+    """Its name, and whether it is wanted as raw bytes: `binary` where it does not say."""
+    wire.only(item, {"name", "parameters"}, where)
+    name, parameters = _wanted(item.get("name"), where), wire.parameters(item, f"{where}.")
+    wire.only(parameters, {"binary_data"}, f"{where}.parameters")
+    own = _flag(parameters, "binary_data", f"{where}.parameters.")
+    return name, binary if own is None else own
 
 
 def _flag(parameters: Mapping[str, object], name: str, where: str) -> bool | None:

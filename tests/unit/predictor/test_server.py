@@ -147,3 +147,19 @@ def test_a_name_that_is_not_ours_is_404_at_every_door_that_has_names():
 def test_a_header_length_must_be_a_number():
     answer = client(Service()).post("/v2/models/m/infer", json={}, headers={"inference-header-content-length": "x"})
     assert answer.status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "text"),
+    [
+        ("GET", "/nowhere", 404, "there is nothing at this path; GET /openapi.json lists what there is"),
+        ("GET", "/generate", 405, "this path is for POST, not for GET"),
+    ],
+)
+def test_what_is_not_routed_is_told_in_the_callers_shape(method, path, status, text):
+    http = client(Service())
+    answer = http.request(method, path)
+    assert (answer.status_code, answer.json()) == (status, {"error": text})
+    assert answer.headers.get("allow") == ("POST" if status == 405 else None)
+    answer = http.request(method, "/openai/v1/nowhere")
+    assert (answer.status_code, answer.json()["error"]["type"]) == (404, "invalid_request_error")
