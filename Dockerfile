@@ -3,10 +3,13 @@ FROM python:3.11-slim-bookworm AS dependencies
 
 # Their layer (torch: gigabytes) depends on these two files and on nothing else, so a change of code does not ship it again.
 # PyPI's torch brings CUDA 13: nodes need NVIDIA's driver 580 or newer, and a GPU of 2018 (Turing) or newer.
+# --c2pa-key needs a package more: docker build --build-arg EXTRAS=c2pa adds 55 MB.
+ARG EXTRAS=
 WORKDIR /build
 COPY pyproject.toml constraints.txt ./
 RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-print(*p['dependencies'], *p['optional-dependencies']['predictor'], sep='\n')" > requirements.txt \
+extras = [p['optional-dependencies'][name] for name in 'predictor $EXTRAS'.split()]; \
+print(*p['dependencies'], *sum(extras, []), sep='\n')" > requirements.txt \
  && python -m venv --without-pip /opt/venv \
  && pip --python /opt/venv/bin/python install --no-cache-dir --no-compile \
         --constraint constraints.txt --requirement requirements.txt

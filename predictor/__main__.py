@@ -2,7 +2,7 @@
 a drain on SIGTERM.
 
 Exit codes: 0 stopped as asked · 2 usage · 20 model not on the volume · 21 snapshot refused · 22 model cannot be loaded ·
-23 no such device · 24 the device failed while serving.
+23 no such device · 24 the device failed while serving · 25 pictures cannot be signed as asked.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from predictor import settings as settings_module
-from predictor import telemetry
+from predictor import telemetry, tracing
 from predictor.errors import DeviceFailed, StartupError
 from predictor.phases import Phases
 from predictor.readahead import ReadAhead
@@ -52,17 +52,20 @@ class Process:
         self._server_exit: Any = signal.getsignal(signal.SIGTERM)
         for number in _SIGNALS:
             self._loop.add_signal_handler(number, self._on_signal)
-        if self._grpc:
-            await self._grpc.start()
-        threading.Thread(target=self._load, name="load", daemon=True).start()
+        try:
+            if self._grpc:
+                await self._grpc.start()
+        except StartupError as error:
+            self._give_up(error)
+        else:
+            threading.Thread(target=self._load, name="load", daemon=True).start()
         yield
 
     def _load(self) -> None:
         try:
             self._service.load(self._on_fault, self._phases)
         except StartupError as error:
-            telemetry.logger.critical(str(error), extra={"exit_code": error.exit_code})
-            self._end_from_thread(error.exit_code, str(error))
+            self._give_up(error)
         except Exception as error:  # noqa: BLE001  a half-loaded model must not stay up and answer 503 for ever
             telemetry.failure("loading failed", **telemetry.described(error))
             self._end_from_thread(1, f"loading failed: {type(error).__name__}")
@@ -72,6 +75,10 @@ class Process:
             self._read_ahead.stop()
         if self._service.ready:
             self._service.compile()
+
+    def _give_up(self, error: StartupError) -> None:
+        telemetry.logger.critical(str(error), extra={"exit_code": error.exit_code})
+        self._end_from_thread(error.exit_code, str(error))
 
     def _on_fault(self) -> None:
         """The engine has ended by itself, and its callers have been told. Only a new process gets the device back."""
@@ -110,6 +117,19 @@ def _resume_collecting() -> None:
     gc.enable()
 
 
+def _start_tracing(settings: settings_module.Settings) -> None:
+    if not settings.traces_url:
+        return
+    try:
+        tracing.start(settings.traces_url, settings.name)
+    except ImportError:
+        settings_module.new_parser().error("traces need packages: pip install 'kserve-text-to-image[tracing]'")
+    except (ValueError, RuntimeError) as error:
+        kind = type(error).__name__
+        settings_module.new_parser().error(f"an OTEL_ variable is not as OpenTelemetry's own code wants it: {kind}")
+    telemetry.event("tracing", model=settings.name)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     # Imports make 700,000 objects, nearly all of them to keep: looking for garbage among them takes a fifth of their time.
     gc.disable()
@@ -117,9 +137,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     settings, rest = settings_module.read(sys.argv[1:] if argv is None else argv)
     settings_module.keep_compiled(settings)
+    settings_module.trace_once()
     # KServe parses sys.argv when it is imported and takes a prefix of its flags for the flag: leave it only what is its own.
     sys.argv = [sys.argv[0], *rest]
     telemetry.configure()
+    _start_tracing(settings)
     read_ahead = ReadAhead(settings.root, settings.model_id, settings.revision)
     read_ahead.start()
     from kserve import ModelServer
@@ -137,8 +159,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     gc.freeze()  # half a second that the first collection would spend on what the libraries keep anyway
     service = Service(settings)
-    receive = min(kserve.grpc_max_receive_message_length, settings.max_body_bytes)
-    grpc = GrpcServer(service, port=kserve.grpc_port, max_send=kserve.grpc_max_send_message_length, max_receive=receive)
+    sizes = {"max_send": kserve.grpc_max_send_message_length, "max_receive": settings.max_body_bytes}
+    grpc = GrpcServer(service, port=kserve.grpc_port, **sizes)
     process = Process(service, read_ahead, grpc if kserve.enable_grpc else None)
     add_routes(app, service)
     app.router.lifespan_context = process.lifespan
@@ -146,6 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     server = ModelServer(workers=1, enable_grpc=False, grace_period=5)
     server.register_model(Model(service))
     server.start([])
+    tracing.stop()
     return process.exit_code
 
 

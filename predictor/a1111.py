@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import NoReturn
 
 import orjson
 
-from predictor import a1111_samplers, images, wire
+from predictor import a1111_samplers, wire
 from predictor.errors import InvalidRequest, ServingError
 from predictor.images import EncodedImage
-from predictor.request import Answer, GenerateRequest, Limits
+from predictor.request import Answer, GenerateRequest, Limits, Params
 from predictor.wire import Reply
 
 # Ours by theirs, for those that need no more than another name.
@@ -106,13 +105,15 @@ def decode(body: bytes, *, limits: Limits, name: str) -> GenerateRequest:
     return GenerateRequest(prompt, parameters, within="", names=_NAMES)
 
 
-def encode(answer: Answer, body: bytes, model_name: str, *, embed_prompt: bool) -> Reply:
-    """`body`: of the request, which the answer repeats. Each file, a PNG, tells how it was made in AUTOMATIC1111's own form
-    too, without the prompts unless `embed_prompt`."""
-    settings = [_settings(answer, i, model_name) for i in range(len(answer.images))]
-    infotexts = [f"{_prompts(answer)}\n{each}" for each in settings]
-    told = infotexts if embed_prompt else settings
-    pictures = [_picture(image, text) for image, text in zip(answer.images, told, strict=True)]
+def inscription(params: Params, i: int, image: EncodedImage, *, model_name: str, embed_prompt: bool) -> tuple[str, str]:
+    """Keyword and text of a chunk for picture `i`, a PNG: AUTOMATIC1111's own form of how it was made."""
+    return "parameters", (_infotext if embed_prompt else _settings)(params, i, image, model_name)
+
+
+def encode(answer: Answer, body: bytes, model_name: str) -> Reply:
+    """`body`: of the request, which the answer repeats."""
+    infotexts = [_infotext(answer.params, i, image, model_name) for i, image in enumerate(answer.images)]
+    pictures = [wire.b64(image) for image in answer.images]
     asked = {field: value for field, value in wire.json_object(body).items() if field not in _OF_SILLY_TAVERN}
     info = orjson.dumps(_info(answer, infotexts, model_name, asked)).decode()
     reply = orjson.dumps({"images": pictures, "parameters": asked, "info": info})
@@ -264,18 +265,18 @@ def _shown(value: object) -> str:
 # ---------------------------------------------------------------- what is told
 
 
-def _picture(image: EncodedImage, text: str) -> str:
-    return wire.b64(replace(image, data=images.with_text(image.data, "parameters", text)))
+def _infotext(params: Params, i: int, image: EncodedImage, model_name: str) -> str:
+    negative = f"\nNegative prompt: {params.negative_prompt}" if params.negative_prompt else ""
+    return f"{params.prompt}{negative}\n{_settings(params, i, image, model_name)}"
 
 
-def _settings(answer: Answer, i: int, model_name: str) -> str:
+def _settings(params: Params, i: int, image: EncodedImage, model_name: str) -> str:
     """The last line of the text form: how picture `i` was made."""
-    params, image = answer.params, answer.images[i]
     fields = {
         "Steps": params.num_inference_steps,
         "Sampler": a1111_samplers.name_of(params.scheduler),
         "CFG scale": params.guidance_scale,
-        "Seed": answer.seeds[i],
+        "Seed": params.seeds[i],
         "Size": f"{image.width}x{image.height}",
         "Model": model_name,
     }
@@ -286,11 +287,6 @@ def _quoted(value: object) -> str:
     """What would end the value is in quotes."""
     text = str(value)
     return orjson.dumps(text).decode() if re.search("[,:\n]", text) else text
-
-
-def _prompts(answer: Answer) -> str:
-    negative = answer.params.negative_prompt
-    return answer.params.prompt + (f"\nNegative prompt: {negative}" if negative else "")
 
 
 def _info(answer: Answer, infotexts: list[str], model_name: str, asked: Mapping[str, object]) -> dict[str, object]:

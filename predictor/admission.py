@@ -60,6 +60,7 @@ class Admission:
             raise QueueFull(
                 f"about {queued:.0f} s of work are accepted, and {more:.1f} s more do not fit into {self._max_seconds:g} s",
                 retry_after=_whole(queued + more - self._max_seconds),
+                reason="queue_full",
             )
         for job in jobs:
             self._check_deadline(job, sum(each.load for each in jobs))
@@ -78,6 +79,7 @@ class Admission:
             raise QueueFull(
                 f"about {ahead:.0f} s of work come first, and {own:.1f} s more would not be done within {patience:.0f} s",
                 retry_after=_whole(ahead + own - patience),
+                reason="no_time",
             )
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from predictor import images
 from predictor.images import EncodedImage
@@ -16,6 +17,12 @@ from predictor.job import Progress, Result
 from predictor.pixels import Pixels
 from predictor.request import Answer, Params, Step
 from predictor.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from predictor.credentials import Signer
+
+# Of picture i, a PNG: keyword and text of a chunk that a protocol wants in it, beside our own.
+Inscription = Callable[[Params, int, EncodedImage], tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,8 @@ class Previews:
 class Answers:
     snapshot: Snapshot
     embed_prompt: bool
+    signer: Signer | None = None
+    inscription: Inscription | None = None
 
     async def answer(self, params: Params, result: Result, tokens: tuple[int, int]) -> Answer:
         """`tokens`: of the prompt, and those that no encoder reads."""
@@ -59,7 +68,11 @@ class Answers:
     def _encode(self, params: Params, pixels: Pixels, i: int) -> EncodedImage:
         picture = pixels[i]
         made = self._provenance(params, params.seeds[i], picture.shape)
-        return images.encode(picture, params.output_format, made, params.output_compression)
+        image = images.encode(picture, params.output_format, made, params.output_compression)
+        if self.inscription:
+            image = replace(image, data=images.with_text(image.data, *self.inscription(params, i, image)))
+        # The signature comes last: it is over everything in the file.
+        return self.signer.sign(image, self.snapshot.repo, self.snapshot.commit) if self.signer else image
 
     def _provenance(self, params: Params, seed: int, shape: Sequence[int]) -> Mapping[str, object]:
         """What to send to get the image again, alone. `shape`: [height, width, …]."""

@@ -1,4 +1,4 @@
-"""ASGI around everything: gives a request its id, counts its body, turns errors into answers, logs one line."""
+"""ASGI around everything: gives a request its id, counts its body, turns errors into answers, logs one line and counts it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,22 @@ import uuid
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from predictor import telemetry, wire
-from predictor.errors import BodyTooLarge, BodyTooSlow, EncodedBody, Forbidden, GenerationFailed, NotOffered, ServingError
+from predictor import metrics, telemetry, tracing, wire
+from predictor.errors import (
+    BodyTooLarge,
+    BodyTooSlow,
+    Cancelled,
+    EncodedBody,
+    Forbidden,
+    GenerationFailed,
+    NotOffered,
+    ServingError,
+)
 
 # KServe's routes that do harm here: they load and unload models for anybody who asks, or answer with parts of the body.
 _CLOSED = {
@@ -22,6 +33,8 @@ _CLOSED = {
 }
 _UPLOAD = 30.0  # seconds that a body may take: slots are for work, not for waiting
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_LOOKING = ("GET", "HEAD")  # probes, scrapes, the page, those who follow a request: often, and never for long
+_METHODS = ("POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT")
 
 # The body that a protocol has for an error, and a request id to name in it.
 ErrorShape = Callable[[ServingError, str], Mapping[str, object]]
@@ -36,11 +49,20 @@ class Border:
     """Foreign exceptions end here, told to the log by type and place and to the caller as nothing but a request id: KServe's
     own last handler would send their text, and with it perhaps a prompt."""
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int, shapes: Mapping[str, ErrorShape] | None = None) -> None:
-        """`shapes`: of errors, by the beginning of the path; elsewhere KServe's."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        max_body_bytes: int,
+        shapes: Mapping[str, ErrorShape] | None = None,
+        doors: Mapping[str, str] | None = None,
+    ) -> None:
+        """`shapes`: of errors, by the beginning of the path; elsewhere KServe's. `doors`: where pictures are asked for, with
+        POST: the path as declared, and what metrics call it."""
         self._app = app
         self._max_body_bytes = max_body_bytes
         self._shapes = shapes or {}
+        self._doors = {compile_path(path)[0]: door for path, door in (doors or {}).items()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -55,11 +77,21 @@ class Border:
             await self._app(scope, exchange.receive, exchange.send)
         except ServingError as error:
             await exchange.answer(error)
+        except ClientDisconnect:  # before its body had come
+            await exchange.answer(Cancelled("the caller went away"))
         except Exception as error:  # noqa: BLE001
             telemetry.failure("request failed", request_id=exchange.id, **telemetry.described(error))
             await exchange.answer(GenerationFailed("internal error"))
         finally:
             exchange.log()
+            exchange.count(self._door(scope))
+            exchange.end_span()
+
+    def _door(self, scope: Scope) -> str | None:
+        """Found by the path: what is refused before it gets to a route has come to a door all the same."""
+        if scope["method"] != "POST":
+            return None
+        return next((door for path, door in self._doors.items() if path.match(scope["path"])), None)
 
 
 class _Exchange:
@@ -73,8 +105,12 @@ class _Exchange:
         self._begin = time.monotonic()
         self._patience: float | None = asyncio.get_running_loop().time() + _UPLOAD
         self._status: int | None = None
-        self._headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
+        self._whole = False  # the answer's last part has been sent
+        self._error: ServingError | None = None
+        headers = [(key.decode("latin-1").lower(), value.decode("latin-1")) for key, value in scope["headers"]]
+        self._headers = dict(headers)
         self.id = request_id(self._headers.get("x-request-id"))
+        self._trace = tracing.begin(headers, "" if scope["method"] in _LOOKING else self._method)
         scope.setdefault("state", {})["request_id"] = self.id
 
     def check_headers(self) -> None:
@@ -104,10 +140,13 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self._status = message["status"]
             message["headers"] = [*message.get("headers", []), (b"x-request-id", self.id.encode())]
+        elif not message.get("more_body"):
+            self._whole = True
         await self._send(message)
 
     async def answer(self, error: ServingError) -> None:
         """In the shape of the caller's protocol, unless an answer has begun. Where the caller has gone the server drops it."""
+        self._error = error
         if self._status is not None:
             return
         headers = error.headers
@@ -115,11 +154,43 @@ class _Exchange:
             headers["connection"] = "close"  # or the rest of the body would be taken for the next request
         await JSONResponse(self._shape(error, self.id), error.status, headers)(self._scope, self._receive, self.send)
 
+    @property
+    def _ended(self) -> ServingError | None:
+        """What it ended with in the place of a whole answer. A stream has begun with 200 by then: whoever makes it puts what
+        broke it off into the request's state, and one that was not sent to its end has no reader any more."""
+        broke_off: ServingError | None = self._scope["state"].get("broke_off")
+        return self._error or broke_off or (None if self._whole else Cancelled("the caller went away"))
+
+    def count(self, door: str | None) -> None:
+        if door:
+            ended = self._ended
+            status, reason = (ended.status, ended.reason) if ended else (self._status or 500, "other")
+            metrics.request_over(door, status, time.monotonic() - self._begin, reason)
+
     def log(self) -> None:
         """One line a request. Probes and scrapes come every few seconds and say what other lines have said: left out."""
+        status = self._ended.status if self._ended else self._status
         method, route = self._scope["method"], self._scope.get("route")
         path = getattr(route, "path", None)  # as declared: what a caller wrote there is none of the log's business
-        if method in ("GET", "HEAD") and self._status in (200, 503):
+        if method in _LOOKING and status in (200, 503):
             return
         milliseconds = round(1000 * (time.monotonic() - self._begin), 1)
-        telemetry.event("request", request_id=self.id, method=method, path=path, status=self._status, ms=milliseconds)
+        telemetry.event("request", request_id=self.id, method=method, path=path, status=status, ms=milliseconds)
+
+    @property
+    def _method(self) -> str:
+        """In OpenTelemetry's words: callers can write anything there."""
+        return self._scope["method"] if self._scope["method"] in _METHODS else "_OTHER"
+
+    def end_span(self) -> None:
+        ended, route = self._ended, getattr(self._scope.get("route"), "path", "")
+        status = ended.status if ended else self._status or 499
+        attributes = {
+            "http.request.method": self._method,
+            "url.scheme": self._scope.get("scheme", "http"),
+            "predictor.request_id": self.id,
+        }
+        attributes |= {"http.route": route} if route else {}
+        attributes |= {"http.response.status_code": self._status} if self._status else {}
+        name = "HTTP" if self._method == "_OTHER" else self._method
+        self._trace.end(f"{name} {route}".rstrip(), attributes, str(status) if status >= 500 else "")

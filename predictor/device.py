@@ -14,6 +14,7 @@ class Device:
     """CUDA works off launches later than they are made, so it is asked what they took; on a CPU the clock tells."""
 
     def __init__(self, device: torch.device, clock: Callable[[], float]) -> None:
+        self._device = device
         self._cuda = device.type == "cuda"
         self._clock = clock
         self._begun: Any = None
@@ -40,6 +41,18 @@ class Device:
         """Waits for everything."""
         if self._cuda:
             torch.cuda.synchronize()
+
+    @property
+    def memory(self) -> dict[str, Callable[[], float]]:
+        """Bytes of each kind, from any thread: PyTorch's own books are read, the device is not asked. Empty on a CPU."""
+        if not self._cuda:
+            return {}
+        total = torch.cuda.get_device_properties(self._device).total_memory
+        return {
+            "allocated": lambda: torch.cuda.memory_allocated(self._device),
+            "reserved": lambda: torch.cuda.memory_reserved(self._device),
+            "total": lambda: total,
+        }
 
     def release_memory(self) -> None:
         """That no tensor holds."""

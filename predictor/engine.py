@@ -120,6 +120,12 @@ class Engine:
 
     def start(self) -> None:
         self._thread.start()
+        metrics.queue_depth.set_function(lambda: sum(job.stage == "queue" for job in self.open_jobs))
+        metrics.running.set_function(lambda: sum(job.stage != "queue" for job in self.open_jobs))
+        metrics.accepted_work_seconds.set_function(lambda: sum(job.load for job in self.open_jobs))
+        metrics.last_tick_seconds.set_function(lambda: self.silent)
+        for kind, read in self._device.memory.items():
+            metrics.device_memory.labels(kind).set_function(read)
 
     def submit(self, requests: Sequence[Params], *, timeout: float, request_id: str, watch: Watch | None = None) -> list[Job]:
         """All of them or none. Raises QueueFull or InvalidRequest where there is no time for them, NotServing once closed; each
@@ -162,8 +168,12 @@ class Engine:
     @property
     def alive(self) -> bool:
         """The thread runs, is either idle or within its time, and the device has reported no fault of its own."""
-        in_time = not self.open_jobs or self._clock() - self._heartbeat < self._patience
-        return self._thread.is_alive() and in_time and not self._broken
+        return self._thread.is_alive() and self.silent < self._patience and not self._broken
+
+    @property
+    def silent(self) -> float:
+        """Seconds since its last sign of life. Where there is nothing to do there is nothing to tell: 0."""
+        return self._clock() - self._heartbeat if self.open_jobs else 0.0
 
     def _jobs(self, requests: Sequence[Params], timeout: float, request_id: str) -> list[Job]:
         now = self._clock()
@@ -181,10 +191,10 @@ class Engine:
             while not self._stopping and not self._broken:
                 self.step()
         finally:
-            self.close(NotServing("the engine has stopped", retry_after=5))
+            self.close(NotServing("the engine has stopped", retry_after=5, reason="device"))
             reason: ServingError = GenerationFailed("the engine has stopped")
             if self._broken:
-                reason = NotServing("the device of this replica has failed", retry_after=5)
+                reason = NotServing("the device of this replica has failed", retry_after=5, reason="device")
             for job in self.open_jobs:
                 self._fail(job, reason)
             if not self._stopping:
@@ -285,6 +295,8 @@ class Engine:
         self._scheduler.charge(estimate.size, seconds)
         metrics.forwards.inc()
         metrics.forward_rows.inc(rows)
+        metrics.rows_per_forward.observe(rows)
+        metrics.forward_seconds.observe(seconds)
 
     def _release_memory(self) -> None:
         metrics.out_of_memory.inc()

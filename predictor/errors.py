@@ -35,11 +35,13 @@ from __future__ import annotations
 class ServingError(Exception):
     status = 500
 
-    def __init__(self, message: str, *, retry_after: int | None = None) -> None:
-        """`retry_after`: whole seconds after which another try makes sense, at least 1."""
+    def __init__(self, message: str, *, retry_after: int | None = None, reason: str = "other") -> None:
+        """`retry_after`: whole seconds after which another try makes sense, at least 1. `reason`: of metrics.REASONS, where
+        others of this class have another."""
         super().__init__(message)
         self.message = message
         self.retry_after = retry_after
+        self.reason = reason
 
     @property
     def headers(self) -> dict[str, str]:

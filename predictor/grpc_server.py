@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from importlib.metadata import version
 from typing import Any, TypeVar
 
 import grpc  # type: ignore[import-untyped]
@@ -21,7 +20,7 @@ from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import (
     add_GRPCInferenceServiceServicer_to_server,
 )
 
-from predictor import telemetry, v2, wire
+from predictor import metrics, telemetry, tracing, v2, wire
 from predictor.border import request_id
 from predictor.errors import BodyTooLarge, Cancelled, Forbidden, GenerationFailed, ServingError, StartupError, UnknownModel
 from predictor.service import Service
@@ -40,6 +39,10 @@ _CODES = {
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
+
+
+def _code(status: int) -> grpc.StatusCode:
+    return _CODES.get(status, grpc.StatusCode.INTERNAL)
 
 
 class GrpcServer:
@@ -92,15 +95,13 @@ class _Servicer(GRPCInferenceServiceServicer):  # type: ignore[misc]
     async def ServerMetadata(
         self, message: messages.ServerMetadataRequest, context: Context
     ) -> messages.ServerMetadataResponse:
-        return messages.ServerMetadataResponse(name="kserve", version=version("kserve"))
+        return messages.ServerMetadataResponse(**v2.server_metadata())
 
     async def ModelMetadata(self, message: messages.ModelMetadataRequest, context: Context) -> messages.ModelMetadataResponse:
         async def work(_: str) -> messages.ModelMetadataResponse:
             self._check_name(message.name)
             model = self._service.model
-            checked = getattr(model.pipe, "safety_checker", None) is not None
-            pipeline = model.snapshot.pipeline
-            told = v2.metadata(self._service.name, None, self._service.limits, pipeline, checked=checked)
+            told = v2.metadata(self._service.name, model.limits, model.snapshot.pipeline, checked=model.has_safety_checker)
             return messages.ModelMetadataResponse(**told)
 
         return await _Exchange("ModelMetadata", context).answer(work)
@@ -147,15 +148,17 @@ class _Exchange:
         self._method = method
         self._context = context
         self._begin = time.monotonic()
-        given = dict(context.invocation_metadata() or ()).get("x-request-id")
-        self._id = request_id(given)
+        metadata = context.invocation_metadata() or ()
+        self._id = request_id(dict(metadata).get("x-request-id"))
+        self._name = f"inference.GRPCInferenceService/{method}"
+        self._trace = tracing.begin(metadata, self._name if method == "ModelInfer" else "")
 
     async def answer(self, work: Callable[[str], Awaitable[T]]) -> T:
         """What `work` returns, given the request id. What it raises becomes a status."""
         try:
             answer = await self._translated(work)
         except ServingError as error:
-            self._log(error.status)
+            self._log(error.status, error.reason)
             await self._abort(error)
             raise
         except asyncio.CancelledError:
@@ -179,12 +182,25 @@ class _Exchange:
         metadata = [("x-request-id", self._id)]
         if error.retry_after:
             metadata.append(("retry-after", str(error.retry_after)))
-        code = _CODES.get(error.status, grpc.StatusCode.INTERNAL)
-        await self._context.abort(code, wire.public(error, self._id), tuple(metadata))
+        await self._context.abort(_code(error.status), wire.public(error, self._id), tuple(metadata))
 
-    def _log(self, status: int) -> None:
+    def _end_span(self, status: int) -> None:
+        code = "OK" if status == 200 else _code(status).name
+        attributes = {
+            "rpc.system.name": "grpc",
+            "rpc.method": self._name,
+            "rpc.response.status_code": code,
+            "predictor.request_id": self._id,
+        }
+        self._trace.end(self._name, attributes, code if status >= 500 else "")
+
+    def _log(self, status: int, reason: str = "other") -> None:
         """One line a call, in HTTP's words. Probes come every few seconds and say what other lines have said: left out."""
+        seconds = time.monotonic() - self._begin
+        if self._method == "ModelInfer":
+            metrics.request_over("grpc", status, seconds, reason)
+            self._end_span(status)
         if self._method != "ModelInfer" and status in (200, 503):
             return
-        milliseconds = round(1000 * (time.monotonic() - self._begin), 1)
+        milliseconds = round(1000 * seconds, 1)
         telemetry.event("request", request_id=self._id, method="gRPC", path=self._method, status=status, ms=milliseconds)

@@ -1,6 +1,8 @@
-"""Pixels to bytes, with what it takes to make the picture again inside the file.
+"""Pixels to bytes, with what it takes to make the picture again inside the file, and with the word that a model made it.
 
-PNG carries it as one text chunk under the keyword `generation`, JPEG and WebP as Exif ImageDescription: JSON in both.
+PNG carries the first as one text chunk under the keyword `generation`, JPEG and WebP as Exif ImageDescription: JSON in both.
+The second is IPTC's digital source type, in XMP, where search engines and editors look for it (iptc.org/std/photometadata,
+"Digital Source Type"; www.adobe.com/devnet/xmp, part 3, for its place in each format).
 
 PNG is written here: Pillow tries every filter on every line and then searches for the best match, 300 to 500 ms for a
 picture of 1024 x 1024. One filter for all lines and a deflate made for speed take 7 to 11 ms and 11 to 17 % more bytes
@@ -22,6 +24,14 @@ from PIL import Image
 
 FORMATS = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 KEYWORD = "generation"
+DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+_XMP_KEYWORD = "XML:com.adobe.xmp"  # of PNG's chunk
+_XMP = f"""\
+<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
+<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">\
+<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" \
+Iptc4xmpExt:DigitalSourceType="{DIGITAL_SOURCE_TYPE}"/></rdf:RDF></x:xmpmeta>
+<?xpacket end="r"?>"""
 _EXIF_IMAGE_DESCRIPTION = 0x010E
 _EXIF_BYTES = 60_000  # a JPEG segment holds 64 KB
 # Quality: above the visible losses.
@@ -55,7 +65,7 @@ def encode(
     else:
         if len(text) > _EXIF_BYTES:
             text = json.dumps(without_prompts(provenance) | {"prompt_omitted": True})
-        data = _with_exif(pixels, output_format, text, quality)
+        data = _lossy(pixels, output_format, text, quality)
     return EncodedImage(data, output_format, pixels.shape[1], pixels.shape[0])
 
 
@@ -71,6 +81,7 @@ def _png(pixels: np.ndarray, text: str) -> bytes:
             _PNG_SIGNATURE,
             *_chunk(b"IHDR", struct.pack(">II5B", width, height, *_PNG_RGB8)),
             *_chunk(b"tEXt", f"{KEYWORD}\0{text}".encode("ascii")),
+            *_unicode_chunk(_XMP_KEYWORD, _XMP),
             *_chunk(b"IDAT", isal_zlib.compress(filtered, _PNG_LEVEL)),
             *_chunk(b"IEND", b""),
         )
@@ -85,9 +96,13 @@ def with_text(png: bytes, keyword: str, text: str) -> bytes:
     try:
         chunk = _chunk(b"tEXt", f"{keyword}\0{text}".encode("latin-1"))
     except UnicodeEncodeError:
-        plain = b"\0\0\0\0"  # not compressed, in no method; no language; no keyword in that language
-        chunk = _chunk(b"iTXt", keyword.encode("latin-1") + b"\0" + plain + text.encode())
+        chunk = _unicode_chunk(keyword, text)
     return b"".join((png[:_PNG_HEADER], *chunk, png[_PNG_HEADER:]))
+
+
+def _unicode_chunk(keyword: str, text: str) -> tuple[bytes, ...]:
+    plain = b"\0\0\0\0"  # not compressed, in no method; no language; no keyword in that language
+    return _chunk(b"iTXt", keyword.encode("latin-1") + b"\0" + plain + text.encode())
 
 
 def _chunk(kind: bytes, data: bytes) -> tuple[bytes, ...]:
@@ -95,10 +110,10 @@ def _chunk(kind: bytes, data: bytes) -> tuple[bytes, ...]:
     return struct.pack(">I", len(data)), kind, data, struct.pack(">I", checksum)
 
 
-def _with_exif(pixels: np.ndarray, output_format: str, text: str, quality: int | None) -> bytes:
+def _lossy(pixels: np.ndarray, output_format: str, text: str, quality: int | None) -> bytes:
     exif = Image.Exif()
     exif[_EXIF_IMAGE_DESCRIPTION] = text
-    options: dict[str, Any] = {**_OPTIONS[output_format], "exif": exif}
+    options: dict[str, Any] = {**_OPTIONS[output_format], "exif": exif, "xmp": _XMP.encode()}
     if quality is not None:
         options["quality"] = quality
     file = io.BytesIO()

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
+from predictor import telemetry
 from predictor.pixels import Pixels
 from predictor.rendezvous import Call, Guest
 from predictor.request import Params
@@ -41,7 +43,8 @@ class Result:
 
 
 class Job:
-    """Belongs to the engine's thread; others may wait for its `future`, which ends in a Result or a ServingError."""
+    """Belongs to the engine's thread; others may wait for its `future`, which ends in a Result or a ServingError. From then on
+    it belongs to whoever encodes what came of it."""
 
     def __init__(self, params: Params, estimate: Estimate, request_id: str, *, arrived: float, deadline: float) -> None:
         """`arrived`, `deadline`: seconds of the engine's clock."""
@@ -51,14 +54,26 @@ class Job:
         self.arrived = arrived
         self.deadline = deadline
         self.watch: Watch | None = None
-        self.stage = "queue"
-        self.seconds: dict[str, float] = {}  # of each stage that is over
-        self._since = arrived
+        self.trace = telemetry.trace_ids.get()  # for log lines of the engine's thread, which is part of no call
+        self.entered = [("queue", arrived)]  # each stage that it was in, and since when; "done": in none
         self.forwards = 0  # so far
         self.step, self.steps = 0, params.num_inference_steps  # done, and of how many
         self.guest: Guest[Any] | None = None
         self.future: Future[Result] = Future()
         self.future.set_running_or_notify_cancel()  # whoever waits may stop waiting, but only the engine ends it
+
+    @property
+    def stage(self) -> str:
+        return self.entered[-1][0]
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Of each stage that is over."""
+        found: dict[str, float] = {}
+        for (stage, begin), (_, end) in pairwise(self.entered):
+            if stage != "done":
+                found[stage] = found.get(stage, 0.0) + end - begin
+        return found
 
     @property
     def size(self) -> Hashable:
@@ -101,8 +116,7 @@ class Job:
     def enter(self, stage: str, now: float) -> None:
         """From the stage it was in."""
         if stage != self.stage:
-            self.seconds[self.stage] = self.seconds.get(self.stage, 0.0) + now - self._since
-            self.stage, self._since = stage, now
+            self.entered.append((stage, now))
 
     def report(self, step: int, of: int, preview: Callable[[], Pixels | None]) -> None:
         """To whoever watches: `step` of `of` is done."""

@@ -97,6 +97,10 @@ class TextToImage:
         finally:
             vae.disable_tiling()
 
+    @property
+    def has_safety_checker(self) -> bool:
+        return getattr(self.pipe, "safety_checker", None) is not None
+
     def relative_size(self, params: Params) -> float:
         """Pixels of one picture, in pictures of default size."""
         return self.limits.relative_size(params)

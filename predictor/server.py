@@ -26,6 +26,16 @@ from predictor.wire import Reply
 
 _PREVIEWS = Previews(10, "png")  # of v1's streams, for the page
 _A1111_PREVIEWS = Previews(5, "png")
+# Where pictures are asked for, and what metrics call it.
+_DOORS = {
+    "/v1/models/{name}:predict": "v1",
+    "/v2/models/{name}/infer": "v2",
+    "/v2/models/{name}/versions/{version}/infer": "v2",
+    "/openai/v1/images/generations": "openai",
+    "/": "huggingface",
+    "/generate": "generate",
+    "/sdapi/v1/txt2img": "a1111",
+}
 _PAGE = Path(__file__).parent / "ui"
 _PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
@@ -57,7 +67,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
     # FastAPI's own document knows neither bodies nor the model.
     app.openapi = lambda: _document(service)  # type: ignore[method-assign]
     shapes = {"/openai/": openai.error, "/sdapi/": a1111.error}
-    app.add_middleware(Border, max_body_bytes=service.settings.max_body_bytes, shapes=shapes)
+    app.add_middleware(Border, max_body_bytes=service.settings.max_body_bytes, shapes=shapes, doors=_DOORS)
 
 
 def _add_v1(app: FastAPI, service: Service) -> None:
@@ -72,7 +82,7 @@ def _add_v1(app: FastAPI, service: Service) -> None:
             if event:
                 raise InvalidRequest(f"a CloudEvent has one answer: Accept must not prefer {EVENTS}")
             told = service.stream(call.requests[0], request_id=_id(http), previews=_PREVIEWS)
-            return await _streamed(told, lambda each: v1.events(each, _id(http), name))
+            return await _streamed(http, told, lambda each: v1.events(each, _id(http), name))
         answers = await service.generate(call.requests, request_id=_id(http), gone=partial(_gone, http))
         reply = await asyncio.to_thread(v1.encode, call, answers, name)  # base64 of many pictures takes its time
         return _response(await asyncio.to_thread(cloudevents.encode, event, reply, name) if event else reply)
@@ -99,7 +109,11 @@ def _add_v1(app: FastAPI, service: Service) -> None:
 def _add_v2(app: FastAPI, service: Service) -> None:
     async def metadata(name: str) -> Response:
         _check_name(service, name)
-        return JSONResponse(v2.metadata(name, None, service.limits, service.model.snapshot.pipeline))
+        model = service.model
+        return JSONResponse(v2.metadata(name, model.limits, model.snapshot.pipeline, checked=model.has_safety_checker))
+
+    async def server_metadata() -> Response:
+        return JSONResponse(v2.server_metadata())
 
     async def infer(http: Request, name: str) -> Response:
         _check_name(service, name)
@@ -109,6 +123,7 @@ def _add_v2(app: FastAPI, service: Service) -> None:
         answers = await service.generate(call.requests, request_id=_id(http), gone=partial(_gone, http))
         return _response(await asyncio.to_thread(v2.encode, call, answers, name))
 
+    _route(app, "GET", "/v2", server_metadata)
     for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         _route(app, "GET", path, metadata)
         _route(app, "POST", path + "/infer", infer)
@@ -127,7 +142,7 @@ def _add_openai(app: FastAPI, service: Service) -> None:
         if call.stream:
             previews = Previews(call.partial_images, full_size=True)
             told = service.stream(call.request, request_id=_id(http), previews=previews)
-            return await _streamed(told, _openai_events(created, _id(http)))
+            return await _streamed(http, told, _openai_events(created, _id(http)))
         [answer] = await service.generate([call.request], request_id=_id(http), gone=partial(_gone, http))
         return _response(await asyncio.to_thread(openai.encode, answer, created))
 
@@ -177,10 +192,14 @@ def _add_a1111(app: FastAPI, service: Service) -> None:
         body = await http.body()
         asked = a1111.decode(body, limits=service.limits, name=service.name)
         [answer] = await service.generate(
-            [asked], request_id=_id(http), gone=partial(_gone, http), caller=_neighbour(http), previews=_A1111_PREVIEWS
+            [asked],
+            request_id=_id(http),
+            gone=partial(_gone, http),
+            caller=_neighbour(http),
+            previews=_A1111_PREVIEWS,
+            inscription=partial(a1111.inscription, model_name=service.name, embed_prompt=service.settings.embed_prompt),
         )
-        embed_prompt = service.settings.embed_prompt
-        return _response(await asyncio.to_thread(a1111.encode, answer, body, service.name, embed_prompt=embed_prompt))
+        return _response(await asyncio.to_thread(a1111.encode, answer, body, service.name))
 
     async def progress(http: Request) -> Response:
         entry = service.under_way(_neighbour(http))
@@ -290,7 +309,7 @@ def _response(reply: Reply) -> Response:
     return Response(reply.body, media_type=reply.media_type, headers=dict(reply.headers))
 
 
-async def _streamed(told: Told, encode: Callable[[Step | Answer | ServingError], bytes]) -> Response:
+async def _streamed(http: Request, told: Told, encode: Callable[[Step | Answer | ServingError], bytes]) -> Response:
     """Raises what `told` raises at once, while there can still be an answer of another kind."""
     first = await anext(told)
 
@@ -301,6 +320,7 @@ async def _streamed(told: Told, encode: Callable[[Step | Answer | ServingError],
                 async for each in told:
                     yield await asyncio.to_thread(encode, each)
             except ServingError as error:
+                http.state.broke_off = error
                 yield encode(error)
 
     # Proxies that gather what they pass on would hold back a preview until the end.

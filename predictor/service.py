@@ -8,15 +8,15 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Hashable, Itera
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from predictor import metrics, telemetry
-from predictor.answers import Answers, Previews
+from predictor import metrics, telemetry, tracing
+from predictor.answers import Answers, Inscription, Previews
 from predictor.compiler import compiled
 from predictor.engine import Engine, Policy
 from predictor.errors import AlreadyOver, Cancelled, GenerationFailed, InvalidRequest, NotServing, ServingError
 from predictor.images import EncodedImage
-from predictor.job import Job, Progress, Watch
+from predictor.job import Job, Progress, Result, Watch
 from predictor.ledger import Entry, Ledger, News
 from predictor.model import TextToImage, load
 from predictor.phases import Phases
@@ -24,6 +24,9 @@ from predictor.rendezvous import Call, Rendezvous, resized
 from predictor.request import Answer, GenerateRequest, Limits, Params, Step, check_cost, parse
 from predictor.settings import Settings
 from predictor.warmup import Findings, warm_up
+
+if TYPE_CHECKING:
+    from predictor.credentials import Signer
 
 Gone = Callable[[], Coroutine[Any, Any, object]]
 Told = AsyncGenerator[Step | Answer, None]
@@ -55,11 +58,15 @@ class Service:
         self._model: TextToImage | None = None
         self._engine: Engine | None = None
         self._call: Call | None = None  # of the denoiser, an example
+        self._signer: Signer | None = None
         self._ledger = Ledger()
         self._answering: set[asyncio.Task[Any]] = set()
         self._work: set[asyncio.Task[Any]] = set()
         # Tokenizers are not for two threads at once, and not for the event loop: thousands of characters take their time.
         self._reader = ThreadPoolExecutor(1, "reader")
+        metrics.ready.set_function(lambda: self.ready)
+        metrics.timeout_seconds.set(settings.timeout)
+        metrics.accepted_work_limit_seconds.set(settings.max_queue_seconds)
 
     @property
     def ready(self) -> bool:
@@ -68,8 +75,9 @@ class Service:
     def check_ready(self) -> None:
         """Raises NotServing, with the reason."""
         if not self.ready:
-            reason = "draining" if self._draining else self._phase if self._engine is None else "its device does not answer"
-            raise NotServing(f"model {self.name} is not ready: {reason}", retry_after=_LOADING_RETRY)
+            reason = "draining" if self._draining else "loading" if self._engine is None else "device"
+            told = {"draining": reason, "loading": self._phase, "device": "its device does not answer"}[reason]
+            raise NotServing(f"model {self.name} is not ready: {told}", retry_after=_LOADING_RETRY, reason=reason)
 
     @property
     def alive(self) -> bool:
@@ -85,15 +93,14 @@ class Service:
             phases.begin(_PHASES[what.partition(" ")[0]])
             self._enter(what)
 
+        self._signer = _signer(settings)  # before all that takes long: it may end the process
         model = load(settings, enter)
         enter("making warm-up pictures")
         found = warm_up(model, settings.max_rows or (_REPRODUCIBLE_ROWS if settings.reproducible else None))
         self._model, self._engine = found.model, Engine(found.model, _policy(settings, found), on_fault=on_fault)
         self._engine.start()
         phases.begin("ready")
-        for phase, seconds in phases.seconds.items():
-            metrics.start_seconds.labels(phase).set(seconds)
-        metrics.mode.labels("shared" if found.shares else "turns", found.reason).set(1)
+        _measure_start(settings.name, found, phases)
         if not self._draining:
             self._enter(
                 "ready",
@@ -119,6 +126,7 @@ class Service:
             telemetry.failure("not compiled: serving as before", model=self.name, **telemetry.described(error))
         else:
             self._call = None
+            metrics.compiled.set(1)
             telemetry.event("compiled", model=self.name, seconds=round(time.monotonic() - begin, 2))
 
     def _enter(self, phase: str, **fields: object) -> None:
@@ -146,10 +154,11 @@ class Service:
         gone: Gone,
         caller: Hashable = None,
         previews: Previews | None = None,
+        inscription: Inscription | None = None,
     ) -> list[Answer]:
         """An answer for each request, in order, or a ServingError for all of them. `gone` returns when the caller is no longer
         there: then the work stops and Cancelled is raised. `caller` and `previews` are for those who ask `under_way`."""
-        accepted = await self._accept(requests, request_id, previews)
+        accepted = await self._accept(requests, request_id, previews, inscription)
         with self._followed(accepted, request_id, caller):
             work, watch = self._begin(self._answers(accepted)), asyncio.create_task(gone())
             try:
@@ -215,7 +224,13 @@ class Service:
             async with asyncio.timeout(_PROMPT):
                 await asyncio.gather(*(entry.over.wait() for entry in entries))
 
-    async def _accept(self, requests: Sequence[GenerateRequest], request_id: str, previews: Previews | None) -> _Accepted:
+    async def _accept(
+        self,
+        requests: Sequence[GenerateRequest],
+        request_id: str,
+        previews: Previews | None,
+        inscription: Inscription | None = None,
+    ) -> _Accepted:
         self.check_ready()
         assert self._model and self._engine
         model, engine = self._model, self._engine
@@ -228,13 +243,15 @@ class Service:
         watch = Watch(news.tell, previews.due) if previews else None
         jobs = engine.submit(params, timeout=self.settings.timeout, request_id=request_id, watch=watch)
         self._let_a_drain_wait()
-        return _Accepted(jobs, tokens, news, Answers(model.snapshot, self.settings.embed_prompt))
+        answers = Answers(model.snapshot, self.settings.embed_prompt, self._signer, inscription)
+        return _Accepted(jobs, tokens, news, answers)
 
     @contextmanager
     def _followed(self, accepted: _Accepted, request_id: str, caller: Hashable) -> Iterator[Entry]:
         """Its way into the ledger and, whatever happens, out of the engine."""
         assert self._engine
         entry = self._ledger.open(request_id, accepted.jobs, accepted.news, caller)
+        over = tracing.follow(accepted.jobs, accepted.tokens, self.name)
         error: ServingError | None = Cancelled("the caller went away")
         try:
             yield entry
@@ -246,6 +263,8 @@ class Service:
             for job in accepted.jobs:
                 if not job.future.done():
                     self._engine.cancel(job)
+            _count(accepted.jobs, error)
+            over(error)
             self._ledger.end(entry, error)
 
     def _let_a_drain_wait(self) -> None:
@@ -274,8 +293,11 @@ class Service:
 
     async def _answers(self, accepted: _Accepted) -> list[Answer]:
         results = await asyncio.gather(*(asyncio.wrap_future(job.future) for job in accepted.jobs))
-        finished = zip((job.params for job in accepted.jobs), results, accepted.tokens, strict=True)
-        return await asyncio.gather(*(accepted.answers.answer(*each) for each in finished))
+        finished = zip(accepted.jobs, results, accepted.tokens, strict=True)
+        answers = await asyncio.gather(*(_encoded(accepted.answers, *each) for each in finished))
+        for answer in answers:
+            metrics.made(len(answer.images), answer.seconds)
+        return answers
 
     async def drain(self, hurry: asyncio.Future[None]) -> None:
         """Takes no more work and waits for what is accepted to be answered, until `grace_period` is over or `hurry` is done;
@@ -284,7 +306,7 @@ class Service:
         telemetry.event("draining", model=self.name, requests=len(self._answering))
         if self._engine is None:
             return
-        self._engine.close(NotServing("this replica is shutting down", retry_after=1))
+        self._engine.close(NotServing("this replica is shutting down", retry_after=1, reason="draining"))
         end = time.monotonic() + self.settings.grace_period
         while self._answering and not hurry.done() and (left := end - time.monotonic()) > 0:
             await asyncio.wait({*self._answering, hurry}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
@@ -292,13 +314,53 @@ class Service:
             telemetry.event("grace period over", unfinished=len(self._answering))
         for work in self._work:
             work.cancel()
-        self._engine.stop(NotServing("this replica has shut down", retry_after=1))
+        self._engine.stop(NotServing("this replica has shut down", retry_after=1, reason="draining"))
+
+
+async def _encoded(answers: Answers, job: Job, result: Result, tokens: tuple[int, int]) -> Answer:
+    job.enter("encode", time.monotonic())
+    try:
+        return await answers.answer(job.params, result, tokens)
+    finally:
+        job.enter("done", time.monotonic())
 
 
 def _outcome(work: asyncio.Task[list[Answer]]) -> list[Answer]:
     if work.cancelled():  # by a drain whose time is up
-        raise NotServing("this replica was shut down before the picture was finished", retry_after=1)
+        raise NotServing("this replica was shut down before the picture was finished", retry_after=1, reason="draining")
     return work.result()
+
+
+def _count(jobs: Sequence[Job], error: ServingError | None) -> None:
+    """When their call is over, finished or not."""
+    now = time.monotonic()
+    for job in jobs:
+        metrics.queue_seconds.observe(job.seconds.get("queue", now - job.arrived))
+        if isinstance(error, Cancelled) and job.stage != "done":
+            metrics.cancelled.labels(job.stage).inc()
+
+
+def _measure_start(name: str, found: Findings, phases: Phases) -> None:
+    for phase, seconds in phases.seconds.items():
+        metrics.start_seconds.labels(phase).set(seconds)
+    mode, model = "shared" if found.shares else "turns", found.model
+    for each in ("shared", "turns"):
+        metrics.mode.labels(each).set(each == mode)
+    dtype, device = str(model.pipe.dtype).removeprefix("torch."), str(model.pipe.device)
+    made = model.snapshot
+    metrics.model_info.clear()
+    metrics.model_info.labels(name, made.repo, made.commit, made.pipeline, dtype, device, mode).set(1)
+
+
+def _signer(settings: Settings) -> Signer | None:
+    """Raises SigningUnavailable."""
+    if not (settings.c2pa_certificate and settings.c2pa_key):
+        return None
+    from predictor.credentials import Signer
+
+    signer = Signer(settings.c2pa_certificate, settings.c2pa_key)
+    telemetry.event("signing pictures", model=settings.name, certificate_expires=f"{signer.expires:%F}")
+    return signer
 
 
 def _policy(settings: Settings, found: Findings) -> Policy:

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 _PREFIX = "PREDICTOR_"
 # Kubernetes describes a Service named "predictor" to its neighbours in variables of these names.
+_OTEL_ENDPOINT, _OTEL_TRACES_ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 _SERVICE_LINK = re.compile(_PREFIX + r"(SERVICE_|PORT)")
 
 
@@ -62,6 +63,7 @@ def _matching(pattern: str, allowed: str) -> Callable[[str], str]:
 
 
 _NAME = r"(?!\.+(/|$))[\w.-]+"
+_URL = r"https?://[^/\s]\S*"
 
 
 def _option(default: Any, parse: Callable[[str], Any], text: str) -> Any:
@@ -137,9 +139,19 @@ class Settings:
         "true: 400 for a prompt longer than the text encoder reads; false: the answer says how much was cut",
     )
     embed_prompt: bool = _option(True, _yes_or_no, "true: pictures carry their prompt in the metadata")
+    c2pa_certificate: Path | None = _option(
+        None, Path, "PEM file with the certificate chain that signs each picture (C2PA), read at start; unset: no signatures"
+    )
+    c2pa_key: Path | None = _option(None, Path, "PEM file with the key of --c2pa-certificate")
     ui: bool = _option(True, _yes_or_no, "true: a page to try the model, at /ui")
+    otlp_endpoint: str = _option(
+        "",
+        _matching(_URL, "http://host:port or https://host:port"),
+        "collector that gets the traces, with OTLP over HTTP at /v1/traces; unset: OTEL_EXPORTER_OTLP_ENDPOINT, else none",
+    )
 
     model_name: str = ""  # KServe's own flag, --model_name, or the environment that KServe injects
+    traces_url: str = ""  # --otlp-endpoint, or what OpenTelemetry's own variables say, in full; empty: no traces
 
     @property
     def name(self) -> str:
@@ -191,13 +203,44 @@ def read(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> tuple
                 parser.error(f"{source} must be {error}, not {text!r}")
     if not values.get("model_id"):
         parser.error(f"--model-id (or {_variable('model_id')}) is missing: which model to serve, as org/name")
-    settings = Settings(**values)
+    settings = Settings(**values, traces_url=_traces_url(parser, values.get("otlp_endpoint", ""), environ))
+    _check_together(parser, settings)
+    return settings, rest
+
+
+def _check_together(parser: argparse.ArgumentParser, settings: Settings) -> None:
     for default, most in (("default_steps", "max_steps"), ("default_guidance", "max_guidance")):
         if (getattr(settings, default) or 0) > getattr(settings, most):
             parser.error(f"{_flag(default)} must be at most {_flag(most)}, which is {getattr(settings, most):g}")
     if settings.compile and settings.reproducible:
         parser.error("--compile and --reproducible exclude each other: pictures would change once the compilation is done")
-    return settings, rest
+    if bool(settings.c2pa_certificate) != bool(settings.c2pa_key):
+        given, missing = ("certificate", "key") if settings.c2pa_certificate else ("key", "certificate")
+        parser.error(f"--c2pa-{given} without --c2pa-{missing}: signing takes both")
+
+
+def _traces_url(parser: argparse.ArgumentParser, endpoint: str, environ: Mapping[str, str]) -> str:
+    """Our own setting first, then as https://opentelemetry.io/docs/specs/otel/protocol/exporter/ has it. The SDK reads what
+    else there is of these variables."""
+    if environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or environ.get("OTEL_TRACES_EXPORTER") == "none":
+        return ""
+    if endpoint:
+        return endpoint.rstrip("/") + "/v1/traces"
+    variable = next((name for name in (_OTEL_TRACES_ENDPOINT, _OTEL_ENDPOINT) if environ.get(name)), None)
+    if not variable:
+        return ""
+    if not re.fullmatch(_URL, environ[variable]):
+        parser.error(f"{variable} must be http://host:port or https://host:port, not {environ[variable]!r}")
+    names = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+    name, protocol = next(((name, environ[name]) for name in names if environ.get(name)), ("", "http/protobuf"))
+    if protocol != "http/protobuf":
+        parser.error(f"{name} must be http/protobuf, not {protocol!r}, or --otlp-endpoint name a port that speaks it")
+    return environ[variable] if variable == _OTEL_TRACES_ENDPOINT else environ[variable].rstrip("/") + "/v1/traces"
+
+
+def trace_once() -> None:
+    """FastAPI can trace by itself, with queries as callers wrote them and the texts of exceptions: it must not."""
+    os.environ["FASTAPI_OTEL_AUTO_CONFIGURE"] = "false"
 
 
 def keep_compiled(settings: Settings) -> None:

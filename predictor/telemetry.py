@@ -9,18 +9,26 @@ import json
 import logging
 import logging.config
 import threading
+import time
 import traceback
 import warnings
+from collections.abc import Mapping
+from contextvars import ContextVar
 from datetime import UTC, datetime
+from types import MappingProxyType
 
 logger = logging.getLogger("predictor")
 
 _THEIRS = ("kserve", "kserve.trace", "uvicorn", "uvicorn.access", "uvicorn.error", "py.warnings")
 _OWN = set(vars(logging.makeLogRecord({})))
+_SELDOM = 60.0  # seconds
+
+# trace_id and span_id, in hexadecimal digits, of the call that the running task is part of, where it is part of a trace.
+trace_ids: ContextVar[Mapping[str, str]] = ContextVar("trace_ids", default=MappingProxyType({}))
 
 
 class JsonFormatter(logging.Formatter):
-    """time, level, logger, message, then whatever `extra` holds; an exception as type and frames."""
+    """time, level, logger, message, then whatever `extra` holds and the ids of the trace; an exception as type and frames."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
@@ -30,9 +38,28 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
         }
         line |= {key: value for key, value in vars(record).items() if key not in _OWN and key not in ("message", "asctime")}
+        line |= trace_ids.get()
         if record.exc_info and record.exc_info[1]:
             line |= described(record.exc_info[1])
         return json.dumps(line, default=str)
+
+
+class Seldom(logging.Filter):
+    """For a library that says the same at every failure and quotes what failed: a line a minute from each place in it, which
+    quotes nothing but numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: dict[tuple[str, int], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        place, now = (record.pathname, record.lineno), time.monotonic()
+        if now - self._told.get(place, -_SELDOM) < _SELDOM:
+            return False
+        self._told[place] = now
+        quoted = record.args if isinstance(record.args, tuple) else ("",)
+        record.args = tuple(each if isinstance(each, int | float | None) else "…" for each in quoted) if record.args else ()
+        return True
 
 
 def configure() -> None:
@@ -50,11 +77,17 @@ def configure() -> None:
             "version": 1,
             "disable_existing_loggers": False,
             "formatters": {"json": {"()": JsonFormatter}},
-            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
+            "filters": {"seldom": {"()": Seldom}},
+            "handlers": {
+                "stderr": {"class": "logging.StreamHandler", "formatter": "json"},
+                "seldom": {"class": "logging.StreamHandler", "formatter": "json", "filters": ["seldom"]},
+            },
             "root": {"level": "WARNING", "handlers": ["stderr"]},
             "loggers": {
                 "predictor": {"level": "INFO", "handlers": ["stderr"], "propagate": False},
                 **{name: quiet for name in _THEIRS},
+                # A collector that is away, a caller's malformed tracestate: as often as they like, and with what they like.
+                "opentelemetry": {"level": "WARNING", "handlers": ["seldom"], "propagate": False},
             },
         }
     )

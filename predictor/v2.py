@@ -22,6 +22,7 @@ import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any, NoReturn
 
 import orjson
@@ -84,13 +85,17 @@ class _Input:
         return self.shape[0]
 
 
-def metadata(name: str, version: str | None, limits: Limits, pipeline: str, *, checked: bool = False) -> dict[str, Any]:
+def server_metadata() -> dict[str, Any]:
+    return {"name": "kserve", "version": version("kserve"), "extensions": ["binary_tensor_data"]}
+
+
+def metadata(name: str, limits: Limits, pipeline: str, *, checked: bool = False) -> dict[str, Any]:
     """What this model takes and gives, -1 standing for any number of elements. `checked`: by a safety checker."""
     inputs = {each: _INPUTS[each] for each in request.schemas(limits)}
     outputs = {each: datatype for each, datatype in _OUTPUTS.items() if checked or each != "safety_flagged"}
     return {
         "name": name,
-        "versions": [version] if version else [],
+        "versions": [],
         "platform": f"diffusers_{pipeline}",  # <project>_<format>, as the protocol wants it
         "inputs": [{"name": each, "datatype": datatype, "shape": [-1]} for each, datatype in inputs.items()],
         "outputs": [{"name": each, "datatype": datatype, "shape": [-1]} for each, datatype in outputs.items()],

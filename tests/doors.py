@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 from collections.abc import Callable
@@ -9,7 +10,10 @@ from typing import Any
 
 import httpx
 import openai
+from cloudevents.conversion import to_binary
+from cloudevents.http import CloudEvent
 from huggingface_hub import InferenceClient
+from kserve import InferenceGRPCClient, InferInput, InferRequest
 
 from serving import Server
 
@@ -29,7 +33,7 @@ class Doors:
     def all(self) -> list[Callable[[Own], bytes]]:
         return [
             *(self.predict, self.instances, self.openai, self.openai_stream, self.v2),
-            *(self.huggingface, self.generate, self.a1111),
+            *(self.grpc, self.huggingface, self.generate, self.a1111, self.event),
         ]
 
     def predict(self, own: Own) -> bytes:
@@ -53,6 +57,27 @@ class Doors:
         body = {"inputs": inputs, "parameters": _parameters(own), "outputs": [{"name": "image"}]}
         answer = self.server.client.post(f"/v2/models/{self.server.name}/infer", json=body).raise_for_status()
         return base64.b64decode(answer.json()["outputs"][0]["data"][0])
+
+    def grpc(self, own: Own) -> bytes:
+        """Over a connection of its own; numbers with a point as texts, since gRPC's parameters have none."""
+        prompt = InferInput("prompt", [1], "BYTES", [own["prompt"]])
+        parameters = {name: str(value) if isinstance(value, float) else value for name, value in _parameters(own).items()}
+        request = InferRequest(self.server.name, [prompt], parameters=parameters)
+
+        async def ask() -> bytes:
+            async with InferenceGRPCClient(f"127.0.0.1:{self.server.grpc_port}", retries=0) as client:
+                answer = await client.infer(request)
+            return bytes(next(each for each in answer.outputs if each.name == "image").as_numpy()[0])
+
+        return asyncio.run(ask())
+
+    def event(self, own: Own) -> bytes:
+        attributes = {"type": "ask", "source": "tests", "datacontenttype": "application/json"}
+        asked = CloudEvent(attributes, {"prompt": own["prompt"], "parameters": _parameters(own)})
+        headers, body = to_binary(asked)
+        answer = self.server.client.post(f"/v1/models/{self.server.name}:predict", content=body, headers=headers)
+        assert answer.raise_for_status().headers["ce-source"] == f"io.kserve.inference.{self.server.name}"
+        return answer.content
 
     def huggingface(self, own: Own) -> bytes:
         file = io.BytesIO()

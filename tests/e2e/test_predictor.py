@@ -15,7 +15,7 @@ from PIL import Image
 
 import toys
 from predictor.images import provenance
-from serving import Server
+from serving import START, Server
 
 SECRET = "zebra"  # in every prompt: no log may hold it
 LONG = {
@@ -263,6 +263,16 @@ def test_a_deadline_is_504_when_it_passes_and_400_when_it_must(toy_volume):
         assert "not finished 2 s after it came (half done)" in answer.json()["error"]
         assert hasty.predict(few()).status_code == 200
         assert SECRET not in hasty.text
+
+
+def test_a_grpc_port_that_is_taken_ends_the_process_and_says_so(toy_volume):
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        with Server(arguments(toy_volume), grpc_port=taken.getsockname()[1]) as refused:
+            line = refused.wait_for(level="critical")
+            assert f"{refused.grpc_port}" in line["message"]
+            assert refused.process.wait(START) == line["exit_code"] != 0
 
 
 def test_sigterm_finishes_what_was_accepted_and_refuses_the_rest(toy_volume):

@@ -66,7 +66,7 @@ class Service:
     @property
     def model(self) -> SimpleNamespace:
         self.check_ready()
-        return SimpleNamespace(pipe=SimpleNamespace(safety_checker=None), snapshot=SimpleNamespace(pipeline="FluxPipeline"))
+        return SimpleNamespace(limits=self.limits, has_safety_checker=False, snapshot=SimpleNamespace(pipeline="FluxPipeline"))
 
     def check_ready(self) -> None:
         if not self.ready:

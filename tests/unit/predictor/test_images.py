@@ -1,13 +1,15 @@
 import io
 import struct
 import zlib
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from predictor.images import FORMATS, encode, provenance, with_text
+from predictor.images import FORMATS, encode, preview, provenance, with_text
 
+RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 MADE = {"seed": 7, "prompt": "ein Käse 🧀", "num_inference_steps": 20}
 
 
@@ -44,6 +46,23 @@ def test_every_format_says_how_it_was_made(output_format):
     assert Image.open(io.BytesIO(encoded.data)).get_format_mimetype() == encoded.media_type
 
 
+@pytest.mark.parametrize("output_format", FORMATS)
+@pytest.mark.parametrize("made", [encode, preview])
+def test_every_picture_says_that_a_model_made_it(made, output_format):
+    """As XMP, which Pillow finds in its place and a reader of XML reads to the letter."""
+    encoded = made(picture(), output_format, MADE) if made is encode else made(picture(), output_format)
+    with Image.open(io.BytesIO(encoded.data)) as image:
+        meta = ElementTree.fromstring(image.info["xmp"])
+    [description] = meta.findall("./rdf:RDF/rdf:Description", {"rdf": RDF})
+    assert meta.tag == "{adobe:ns:meta/}xmpmeta"
+    assert description.attrib == {
+        f"{{{RDF}}}about": "",
+        "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType": (
+            "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+        ),
+    }
+
+
 @pytest.mark.parametrize("output_format", ["jpeg", "webp"])
 def test_prompts_too_long_for_exif_are_left_out_and_that_is_said(output_format):
     made = {"seed": 7, "prompt": "🧀" * 4000, "negative_prompt": "🧀" * 4000}
@@ -59,9 +78,10 @@ def test_png_keeps_every_pixel(size):
 
 
 def test_png_is_right_to_the_letter():
-    (header, text, image, end) = chunks(encode(picture(3, 5), "png", {"prompt": "Käse"}).data)
+    (header, text, xmp, image, end) = chunks(encode(picture(3, 5), "png", {"prompt": "Käse"}).data)
     assert header == (b"IHDR", struct.pack(">II5B", 5, 3, 8, 2, 0, 0, 0))
     assert text == (b"tEXt", b'generation\0{"prompt": "K\\u00e4se"}')
+    assert xmp[0] == b"iTXt" and xmp[1].startswith(b'XML:com.adobe.xmp\0\0\0\0\0<?xpacket begin="\xef\xbb\xbf" id=')
     assert image[0] == b"IDAT" and len(zlib.decompress(image[1])) == 3 * (1 + 5 * 3)
     assert end == (b"IEND", b"")
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 from fastapi import FastAPI
+from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from predictor.errors import GenerationFailed, QueueFull
@@ -32,7 +33,7 @@ class Service:
     def check_ready(self) -> None:
         pass
 
-    async def generate(self, requests, *, request_id, gone, caller=None, previews=None):
+    async def generate(self, requests, *, request_id, gone, caller=None, previews=None, inscription=None):
         self.callers.append(caller)
         return [ANSWER] * len(requests)
 
@@ -117,7 +118,8 @@ def test_a_stream_that_nobody_reads_to_its_end_is_closed():
     service = Service(Step("queued", 0, 2), Step("running", 1, 2), ANSWER)
 
     async def scenario():
-        response = await _streamed(service.stream(None, request_id="r", previews=None), lambda told: b"x")
+        told = service.stream(None, request_id="r", previews=None)
+        response = await _streamed(Request({"type": "http"}), told, lambda told: b"x")
         body = response.body_iterator
         await anext(body)
         assert not service.closed

@@ -99,6 +99,14 @@ def test_what_is_compiled_is_kept_where_asked_for(monkeypatch, tmp_path):
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)
 
 
+def test_signing_takes_a_certificate_and_a_key(capsys):
+    settings, _ = read([*MODEL, "--c2pa-key", "/c/tls.key"], {"PREDICTOR_C2PA_CERTIFICATE": "/c/tls.crt"})
+    assert (settings.c2pa_certificate, settings.c2pa_key) == (Path("/c/tls.crt"), Path("/c/tls.key"))
+    message = "predictor: --c2pa-key without --c2pa-certificate: signing takes both\n"
+    assert refused(capsys, [*MODEL, "--c2pa-key", "k"]) == message
+    assert "--c2pa-certificate without --c2pa-key" in refused(capsys, MODEL, {"PREDICTOR_C2PA_CERTIFICATE": "c"})
+
+
 def test_compiling_would_change_what_is_to_be_reproducible(capsys):
     text = refused(capsys, [*MODEL, "--compile=true", "--reproducible=true"])
     assert "--compile and --reproducible exclude each other" in text
