@@ -206,8 +206,10 @@ class Engine:
         self._retire_late()
         self._between_forwards()
         batch = self._scheduler.next_batch() if not self._broken else []
+        rows = sum(job.rows for job in batch)
         for job, output in zip(batch, self._forward(batch), strict=True):
             job.forwards += 1
+            job.rows_shared += rows
             self._resume(job, output)
 
     def _take_messages(self) -> None:
@@ -314,7 +316,7 @@ class Engine:
         if self._broken:
             return  # with all others it stays where it stands; they are told when the loop has ended
         if isinstance(outcome, _Failure):
-            telemetry.failure("generation failed", request_id=job.request_id, **outcome.described)
+            telemetry.failure("generation failed", request_id=job.request_id, **job.trace, **outcome.described)
             self._fail(job, GenerationFailed("too little device memory" if outcome.out_of_memory else "generation failed"))
             return
         match job.guest.call:

@@ -57,6 +57,7 @@ class Job:
         self.trace = telemetry.trace_ids.get()  # for log lines of the engine's thread, which is part of no call
         self.entered = [("queue", arrived)]  # each stage that it was in, and since when; "done": in none
         self.forwards = 0  # so far
+        self.rows_shared = 0  # of everybody, over these forwards
         self.step, self.steps = 0, params.num_inference_steps  # done, and of how many
         self.guest: Guest[Any] | None = None
         self.future: Future[Result] = Future()

@@ -25,6 +25,7 @@ class News:
         self._loop = asyncio.get_running_loop()
         self._unread: list[Progress] = []
         self._arrived = asyncio.Event()
+        self._over = False
         self.preview: Pixels | None = None  # the newest
 
     def tell(self, progress: Progress) -> None:
@@ -32,6 +33,8 @@ class News:
             self._loop.call_soon_threadsafe(self._put, progress)
 
     def _put(self, progress: Progress) -> None:
+        if self._over:
+            return
         if self._unread and self._unread[-1].preview is None:
             self._unread.pop()
         self._unread.append(progress)
@@ -46,6 +49,10 @@ class News:
         self._arrived.clear()
         return taken
 
+    def end(self) -> None:
+        """Keeps no picture, and none of those that are still on their way."""
+        self._over, self._unread, self.preview = True, [], None
+
 
 class Entry:
     def __init__(self, request_id: str, jobs: Sequence[Job], news: News, caller: Hashable) -> None:
@@ -54,7 +61,7 @@ class Entry:
         self.caller = caller
         self.over = asyncio.Event()
         self._jobs: tuple[Job, ...] = tuple(jobs)
-        self._error: ServingError | None = None
+        self._failure: tuple[int, str] | None = None  # status and text
         self._done = (0, 0)
 
     @property
@@ -66,9 +73,9 @@ class Entry:
     def state(self) -> str:
         if not self.over.is_set():
             return "queued" if all(job.stage == "queue" for job in self._jobs) else "running"
-        if self._error is None:
+        if self._failure is None:
             return "done"
-        return "cancelled" if isinstance(self._error, Cancelled) else "failed"
+        return "cancelled" if self._failure[0] == Cancelled.status else "failed"
 
     @property
     def steps(self) -> tuple[int, int]:
@@ -84,14 +91,17 @@ class Entry:
 
     def end(self, error: ServingError | None) -> None:
         self._done = self.steps
-        self._error, self._jobs, self.news.preview = error, (), None
+        # Not the exception itself, whose frames hold body, prompts and pictures.
+        self._failure = (error.status, error.message) if error else None
+        self._jobs = ()
+        self.news.end()
         self.over.set()
 
     def told(self) -> dict[str, object]:
         step, of = self.steps
         fields: dict[str, object] = {"id": self.request_id, "state": self.state, "step": step, "of": of}
-        if self._error:
-            fields |= {"status": self._error.status, "error": self._error.message}
+        if self._failure:
+            fields |= {"status": self._failure[0], "error": self._failure[1]}
         return fields
 
 

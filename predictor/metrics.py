@@ -15,7 +15,7 @@ from prometheus_client import Counter, Gauge, Histogram
 DOORS = ("v1", "v2", "grpc", "openai", "huggingface", "generate", "a1111")
 OUTCOMES = ("ok", "invalid", "refused", "cancelled", "deadline", "failed")
 REASONS = ("queue_full", "no_time", "loading", "draining", "device", "other")  # of errors that are answered with 429 or 503
-STAGES = ("text", "denoise", "decode", "generate")  # of an instance in the engine; generate where none of the others is seen
+STAGES = ("text", "denoise", "decode", "generate", "encode")  # after the queue; generate where the first three cannot be seen
 _OUTCOME = {429: "refused", 499: "cancelled", 503: "refused", 504: "deadline"}  # of those that their hundred does not tell
 
 # ---------------------------------------------------------------- requests, as the border sees them
@@ -92,9 +92,9 @@ def request_over(door: str, status: int, seconds: float, reason: str) -> None:
 
 
 def made(pictures: int, seconds: Mapping[str, float]) -> None:
-    """An instance, as files. `seconds`: of each of its STAGES, of the queue before and of encoding after them."""
+    """An instance, as files. `seconds`: of the queue and of each of its STAGES."""
     images.inc(pictures)
-    for stage in seconds.keys() & {*STAGES, "encode"}:
+    for stage in seconds.keys() & {*STAGES}:
         _stage_seconds.labels(stage).observe(seconds[stage])
 
 

@@ -42,7 +42,7 @@ def _range(text: str) -> tuple[str, float]:
     name, *parameters = (part.strip().lower() for part in text.split(";"))
     weight = next((each.removeprefix("q=") for each in parameters if each.startswith("q=")), "1")
     try:
-        return name, min(max(float(weight), 0.0), 1.0)
+        return name, min(max(0.0, float(weight)), 1.0)  # in this order, NaN is 0
     except ValueError:
         return name, 0.0
 

@@ -15,10 +15,10 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 
-from predictor import a1111, cloudevents, generate, huggingface, openai, openapi, request, v1, v2, wire
+from predictor import a1111, cloudevents, generate, huggingface, openai, openapi, request, telemetry, v1, v2, wire
 from predictor.answers import Previews
 from predictor.border import Border
-from predictor.errors import InvalidRequest, ServingError, UnknownModel, UnknownPath, WrongMethod
+from predictor.errors import GenerationFailed, InvalidRequest, ServingError, UnknownModel, UnknownPath, WrongMethod
 from predictor.negotiation import EVENTS
 from predictor.request import Answer, GenerateRequest, Step
 from predictor.service import Service, Told
@@ -322,6 +322,10 @@ async def _streamed(http: Request, told: Told, encode: Callable[[Step | Answer |
             except ServingError as error:
                 http.state.broke_off = error
                 yield encode(error)
+            except Exception as error:  # noqa: BLE001  the border's part, but it could only break off what has begun
+                telemetry.failure("request failed", request_id=_id(http), **telemetry.described(error))
+                http.state.broke_off = GenerationFailed("internal error")
+                yield encode(http.state.broke_off)
 
     # Proxies that gather what they pass on would hold back a preview until the end.
     return StreamingResponse(events(), media_type=EVENTS, headers={"cache-control": "no-store", "x-accel-buffering": "no"})

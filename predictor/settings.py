@@ -175,7 +175,8 @@ def new_parser() -> argparse.ArgumentParser:
         description="Serves a diffusers text-to-image pipeline from a volume, on KServe's model server.",
         epilog="Each flag can be set by the environment too: --max-rows is PREDICTOR_MAX_ROWS. Of KServe's own options the "
         "useful ones are --http_port (8080) and --model_name (default: INFERENCE_SERVICE_NAME, else the last part of "
-        "--model-id).",
+        "--model-id). Traces heed OpenTelemetry's own variables: OTEL_EXPORTER_OTLP_ENDPOINT without --otlp-endpoint, "
+        "OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER, OTEL_EXPORTER_OTLP_HEADERS and the others of its SDK.",
         allow_abbrev=False,
     )
     for name, field in _OPTIONS.items():

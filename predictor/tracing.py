@@ -121,7 +121,9 @@ class Trace:
         assert self._tracer and self._span
         failure = over.exception() or error
         ended = end.at if over.exception() else job.entered[-1][1] if job.stage == "done" else time.monotonic()
-        done = {"predictor.steps_done": job.step, "predictor.forwards": job.forwards}
+        done: dict[str, int | float] = {"predictor.steps_done": job.step, "predictor.forwards": job.forwards}
+        if job.forwards:
+            done["predictor.mean_rows"] = round(job.rows_shared / job.forwards, 2)
         name, context = f"generate_content {asked['gen_ai.request.model']}", set_span_in_context(self._span)
         whole = self._tracer.start_span(name, context, attributes={**asked, **done}, start_time=self._time(job.arrived))
         context = set_span_in_context(whole)

@@ -15,13 +15,13 @@ import copy
 import dataclasses
 import functools
 import logging
+import math
 import os
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Hashable, Sequence
-from concurrent.futures import Future
 from typing import Any
 
 import torch
@@ -30,19 +30,19 @@ from prometheus_client import Counter
 import predictor.__main__ as process
 from predictor import metrics, service, telemetry
 from predictor.errors import Cancelled, GenerationFailed, ServingError
+from predictor.job import Job as TheirJob
 from predictor.job import Result
 from predictor.request import Params
+from predictor.speed import Estimate
 
 _FORWARDS = Counter("baseline_forwards_total", "Forwards of the denoiser.")
+_NO_ESTIMATE = Estimate(size=None, factor=1.0, rows=1, forwards=0.0, alone=0.0, shared=0.0, asides=0.0)
 _ROWS = Counter("baseline_forward_rows_total", "Rows in them.")
 
 
-class Job:
+class Job(TheirJob):
     def __init__(self, params: Params) -> None:
-        self.params = params
-        self.came = time.monotonic()
-        self.future: Future[Result] = Future()
-        self.future.set_running_or_notify_cancel()
+        super().__init__(params, _NO_ESTIMATE, "", arrived=time.monotonic(), deadline=math.inf)
 
     @property
     def key(self) -> Hashable:
@@ -146,7 +146,7 @@ class Engine:
         with self._news:
             while not self._stopped:
                 group = [job for job in self._queue if job.key == self._queue[0].key][: self._max_batch]
-                left = group[0].came + self._window - time.monotonic() if len(group) < self._max_batch and group else 0.0
+                left = group[0].arrived + self._window - time.monotonic() if len(group) < self._max_batch and group else 0.0
                 if group and left <= 0:
                     self._queue = deque(job for job in self._queue if job not in group)
                     self._making = group
@@ -155,7 +155,8 @@ class Engine:
             return []
 
     def _make(self, jobs: list[Job]) -> None:
-        began = time.monotonic()
+        for job in jobs:
+            job.enter("generate", time.monotonic())
         params = jobs[0].params if len(jobs) == 1 else Group.of([job.params for job in jobs])
         try:
             output = self._model.generate(copy.copy(self._model.pipe), params)
@@ -164,9 +165,9 @@ class Engine:
             for job in jobs:
                 job.future.set_exception(GenerationFailed("generation failed"))
             return
-        now = time.monotonic()
         for i, job in enumerate(jobs):
-            job.future.set_result(Result(_part(output, i, len(jobs)), {"queue": began - job.came, "generate": now - began}))
+            job.enter("done", time.monotonic())
+            job.future.set_result(Result(_part(output, i, len(jobs)), job.seconds))
 
 
 def _part(output: Any, i: int, count: int) -> Any:

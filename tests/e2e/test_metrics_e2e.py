@@ -321,7 +321,7 @@ def test_the_process_and_what_it_serves(stages):
 
 def test_labels_are_of_a_few_values_whatever_callers_write(stages):
     known = {"door": metrics.DOORS, "outcome": metrics.OUTCOMES, "reason": metrics.REASONS, "mode": ("shared", "turns")}
-    known |= {"stage": ("queue", *metrics.STAGES, "encode"), "phase": ("imports", "read", "to_device", "warm_up")}
+    known |= {"stage": ("queue", *metrics.STAGES), "phase": ("imports", "read", "to_device", "warm_up")}
     for name, samples in stages.last.samples.items():
         if name != "predictor_model_info":
             for label, value in (pair for labels in samples for pair in labels if pair[0] != "le"):

@@ -188,6 +188,7 @@ def test_a_picture_is_a_trace_that_agrees_with_its_answer(server, collector):
         "predictor.output_format": "png",
         "predictor.steps_done": 3,
         "predictor.forwards": 3,
+        "predictor.mean_rows": 2.0,  # alone, and guided
     }
     check_generation(generation, spans)
     assert call.start_time_unix_nano <= generation.start_time_unix_nano

@@ -32,7 +32,7 @@ from predictor.border import Border
 from predictor.engine import Engine, Policy
 from predictor.errors import Cancelled, DeadlineExceeded, GenerationFailed, InvalidRequest, NotServing, ServingError
 from predictor.job import Job
-from predictor.settings import read
+from predictor.settings import new_parser, read
 from predictor.speed import Curve
 
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -316,6 +316,7 @@ def test_a_picture_tells_the_seconds_of_its_stages(told):
         "predictor.output_format": "png",
         "predictor.steps_done": 3,
         "predictor.forwards": 3,
+        "predictor.mean_rows": 1.0,
     }
 
 
@@ -408,15 +409,18 @@ def test_a_stage_that_comes_back_is_told_twice(told):
     ]
 
 
-@pytest.mark.parametrize("prompt", [PROMPT, "fails late"])
-def test_nothing_of_a_request_is_kept(clock, spans, prompt):
+@pytest.mark.parametrize("how", ["done", "failed", "cancelled"])
+def test_nothing_of_a_request_is_kept(clock, spans, how):
     async def scenario():
         scene = Scene(clock)
-        [job] = scene.begin(params(prompt))
+        [job] = scene.begin(params("fails late" if how == "failed" else PROMPT))
         found = weakref.ref(job)
-        scene.run()
+        if how == "cancelled":
+            scene.engine.cancel(job)
+        else:
+            scene.run()
         del job
-        await scene.end(None if prompt == PROMPT else GenerationFailed("generation failed"))
+        await scene.end({"failed": GenerationFailed("failed"), "cancelled": Cancelled("gone")}.get(how))
         scene.over = None
         return found()
 
@@ -505,6 +509,23 @@ def test_a_variable_that_the_sdk_does_not_take_is_one_line_and_code_2():
     )
 
 
+def test_the_operators_sampler_holds(monkeypatch):
+    async def recording(*headers):
+        return tracing.begin(headers, "POST")._span is not None
+
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_always_off")
+    tracing.start("http://127.0.0.1:1/v1/traces", "m")
+    found = asyncio.run(recording()), asyncio.run(recording(("traceparent", TRACEPARENT)))
+    tracing.stop()
+    assert found == (False, True)
+
+
+def test_help_names_the_variables_that_hold():
+    text = " ".join(new_parser().format_help().split())
+    for name in ("--otlp-endpoint", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_SERVICE_NAME", "OTEL_TRACES_SAMPLER"):
+        assert name in text
+
+
 def test_importing_and_serving_takes_nothing_of_the_sdk():
     code = (
         "import asyncio, sys\n"
@@ -532,7 +553,7 @@ class Slow(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
         self.entered.set()
-        if not self.opened.wait(60):
+        if not self.opened.wait(15):  # less than the SDK itself would wait
             self.gave_up.set()
         self.send_response(200)
         self.end_headers()
