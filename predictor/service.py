@@ -8,33 +8,24 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Hashable, Itera
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from predictor import metrics, telemetry, tracing
+from predictor import loading, metrics, telemetry, tracing
 from predictor.answers import Answers, Inscription, Previews
-from predictor.compiler import compiled
-from predictor.engine import Engine, Policy
 from predictor.errors import AlreadyOver, Cancelled, GenerationFailed, InvalidRequest, NotServing, ServingError
 from predictor.images import EncodedImage
 from predictor.job import Job, Progress, Result, Watch
 from predictor.ledger import Entry, Ledger, News
-from predictor.model import TextToImage, load
+from predictor.loading import Loaded
+from predictor.model import TextToImage
 from predictor.phases import Phases
-from predictor.rendezvous import Call, Rendezvous, resized
 from predictor.request import Answer, GenerateRequest, Limits, Params, Step, check_cost, parse
 from predictor.settings import Settings
-from predictor.warmup import Findings, warm_up
-
-if TYPE_CHECKING:
-    from predictor.credentials import Signer
 
 Gone = Callable[[], Coroutine[Any, Any, object]]
 Told = AsyncGenerator[Step | Answer, None]
 
 _LOADING_RETRY = 5  # seconds
-# By the first word of what is told about it.
-_PHASES = {"looking": "read", "reading": "read", "moving": "to_device", "making": "warm_up"}
-_REPRODUCIBLE_ROWS = 8  # of every forward: what is measured differs from one start to the next
 _QUIET = 10.0  # seconds after which a stream repeats itself: proxies close connections on which nothing happens
 _PROMPT = 5.0  # seconds in which a cancelled request should be over: a step
 
@@ -55,10 +46,7 @@ class Service:
         self.name = settings.name
         self._phase = "starting"  # what it tells those who find it not ready
         self._draining = False
-        self._model: TextToImage | None = None
-        self._engine: Engine | None = None
-        self._call: Call | None = None  # of the denoiser, an example
-        self._signer: Signer | None = None
+        self._loaded: Loaded | None = None
         self._ledger = Ledger()
         self._answering: set[asyncio.Task[Any]] = set()
         self._work: set[asyncio.Task[Any]] = set()
@@ -70,64 +58,32 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        return self._engine is not None and self._engine.alive and not self._draining
+        return self._loaded is not None and self._loaded.engine.alive and not self._draining
 
     def check_ready(self) -> None:
         """Raises NotServing, with the reason."""
         if not self.ready:
-            reason = "draining" if self._draining else "loading" if self._engine is None else "device"
+            reason = "draining" if self._draining else "device" if self._loaded else "loading"
             told = {"draining": reason, "loading": self._phase, "device": "its device does not answer"}[reason]
             raise NotServing(f"model {self.name} is not ready: {told}", retry_after=_LOADING_RETRY, reason=reason)
 
     @property
     def alive(self) -> bool:
         """Answered from the engine's heartbeat: a web loop that answers proves nothing about the device."""
-        return self._engine is None or self._engine.alive
+        return self._loaded is None or self._loaded.engine.alive
 
     def load(self, on_fault: Callable[[], None] = lambda: None, phases: Phases | None = None) -> None:
         """Blocks until first pictures have been made. Raises StartupErrors. `on_fault` is called, in a thread of its own, when
         this process can no longer serve. `phases`: those of the start, of which the last has not ended."""
-        phases, settings = phases or Phases("imports"), self.settings
-
-        def enter(what: str) -> None:
-            phases.begin(_PHASES[what.partition(" ")[0]])
-            self._enter(what)
-
-        self._signer = _signer(settings)  # before all that takes long: it may end the process
-        model = load(settings, enter)
-        enter("making warm-up pictures")
-        found = warm_up(model, settings.max_rows or (_REPRODUCIBLE_ROWS if settings.reproducible else None))
-        self._model, self._engine = found.model, Engine(found.model, _policy(settings, found), on_fault=on_fault)
-        self._engine.start()
-        phases.begin("ready")
-        _measure_start(settings.name, found, phases)
+        loaded = loading.load(self.settings, self._enter, phases or Phases("imports"), on_fault)
+        self._loaded = loaded
         if not self._draining:
-            self._enter(
-                "ready",
-                commit=model.snapshot.commit,
-                shares_forwards=found.shares,
-                row_limit=found.row_limit,
-                reason=found.reason,
-                forward_ms={rows: round(1000 * seconds, 2) for rows, seconds in found.curve.measured.items()},
-                seconds={phase: round(seconds, 2) for phase, seconds in phases.seconds.items()},
-            )
-        self._call = found.call if settings.compile else None
+            self._enter("ready", **loaded.told)
 
     def compile(self) -> None:
         """What `--compile` asks for, once loaded. Blocks for minutes, while the engine serves with the module as it is."""
-        if not (self.settings.compile and self._call and self._model and self._engine):
-            return
-        begin = time.monotonic()
-        try:
-            examples = [resized(self._call, rows).arguments for rows in (1, 2, self._call.rows)]
-            twin = compiled(Rendezvous(self._model.pipe).denoiser, examples)
-            self._engine.replace_denoiser(twin)
-        except Exception as error:  # noqa: BLE001  a compiler has no end of ways to fail, and nothing depends on it
-            telemetry.failure("not compiled: serving as before", model=self.name, **telemetry.described(error))
-        else:
-            self._call = None
-            metrics.compiled.set(1)
-            telemetry.event("compiled", model=self.name, seconds=round(time.monotonic() - begin, 2))
+        if self.settings.compile and self._loaded:
+            self._loaded.compile()
 
     def _enter(self, phase: str, **fields: object) -> None:
         self._phase = phase
@@ -136,10 +92,10 @@ class Service:
     @property
     def model(self) -> TextToImage:
         """Raises NotServing while there is none."""
-        if self._model is None:
+        if self._loaded is None:
             self.check_ready()
-        assert self._model
-        return self._model
+        assert self._loaded
+        return self._loaded.model
 
     @property
     def limits(self) -> Limits:
@@ -216,10 +172,10 @@ class Service:
         return await Answers(self.model.snapshot, self.settings.embed_prompt).preview(pixels, "png") if pixels else None
 
     async def _cancel(self, entries: Iterable[Entry]) -> None:
-        assert self._engine
+        assert self._loaded
         entries = list(entries)
         for job in (job for entry in entries for job in entry.jobs):
-            self._engine.cancel(job)
+            self._loaded.engine.cancel(job)
         with suppress(TimeoutError):
             async with asyncio.timeout(_PROMPT):
                 await asyncio.gather(*(entry.over.wait() for entry in entries))
@@ -232,8 +188,8 @@ class Service:
         inscription: Inscription | None = None,
     ) -> _Accepted:
         self.check_ready()
-        assert self._model and self._engine
-        model, engine = self._model, self._engine
+        assert self._loaded
+        model, engine = self._loaded.model, self._loaded.engine
         params = [parse(request, model.limits) for request in requests]
         check_cost(params, model.limits)
         engine.check_room(params, timeout=self.settings.timeout)
@@ -243,13 +199,13 @@ class Service:
         watch = Watch(news.tell, previews.due) if previews else None
         jobs = engine.submit(params, timeout=self.settings.timeout, request_id=request_id, watch=watch)
         self._let_a_drain_wait()
-        answers = Answers(model.snapshot, self.settings.embed_prompt, self._signer, inscription)
+        answers = Answers(model.snapshot, self.settings.embed_prompt, self._loaded.signer, inscription)
         return _Accepted(jobs, tokens, news, answers)
 
     @contextmanager
     def _followed(self, accepted: _Accepted, request_id: str, caller: Hashable) -> Iterator[Entry]:
         """Its way into the ledger and, whatever happens, out of the engine."""
-        assert self._engine
+        assert self._loaded
         entry = self._ledger.open(request_id, accepted.jobs, accepted.news, caller)
         over = tracing.follow(accepted.jobs, accepted.tokens, self.name)
         error: ServingError | None = Cancelled("the caller went away")
@@ -262,7 +218,7 @@ class Service:
         finally:
             for job in accepted.jobs:
                 if not job.future.done():
-                    self._engine.cancel(job)
+                    self._loaded.engine.cancel(job)
             _count(accepted.jobs, error)
             over(error)
             self._ledger.end(entry, error)
@@ -304,9 +260,9 @@ class Service:
         what is then unfinished is answered with 503."""
         self._draining = True
         telemetry.event("draining", model=self.name, requests=len(self._answering))
-        if self._engine is None:
+        if self._loaded is None:
             return
-        self._engine.close(NotServing("this replica is shutting down", retry_after=1, reason="draining"))
+        self._loaded.engine.close(NotServing("this replica is shutting down", retry_after=1, reason="draining"))
         end = time.monotonic() + self.settings.grace_period
         while self._answering and not hurry.done() and (left := end - time.monotonic()) > 0:
             await asyncio.wait({*self._answering, hurry}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
@@ -314,7 +270,7 @@ class Service:
             telemetry.event("grace period over", unfinished=len(self._answering))
         for work in self._work:
             work.cancel()
-        self._engine.stop(NotServing("this replica has shut down", retry_after=1, reason="draining"))
+        self._loaded.engine.stop(NotServing("this replica has shut down", retry_after=1, reason="draining"))
 
 
 async def _encoded(answers: Answers, job: Job, result: Result, tokens: tuple[int, int]) -> Answer:
@@ -338,37 +294,3 @@ def _count(jobs: Sequence[Job], error: ServingError | None) -> None:
         metrics.queue_seconds.observe(job.seconds.get("queue", now - job.arrived))
         if isinstance(error, Cancelled) and job.stage != "done":
             metrics.cancelled.labels(job.stage).inc()
-
-
-def _measure_start(name: str, found: Findings, phases: Phases) -> None:
-    for phase, seconds in phases.seconds.items():
-        metrics.start_seconds.labels(phase).set(seconds)
-    mode, model = "shared" if found.shares else "turns", found.model
-    for each in ("shared", "turns"):
-        metrics.mode.labels(each).set(each == mode)
-    dtype, device = str(model.pipe.dtype).removeprefix("torch."), str(model.pipe.device)
-    made = model.snapshot
-    metrics.model_info.clear()
-    metrics.model_info.labels(name, made.repo, made.commit, made.pipeline, dtype, device, mode).set(1)
-
-
-def _signer(settings: Settings) -> Signer | None:
-    """Raises SigningUnavailable."""
-    if not (settings.c2pa_certificate and settings.c2pa_key):
-        return None
-    from predictor.credentials import Signer
-
-    signer = Signer(settings.c2pa_certificate, settings.c2pa_key)
-    telemetry.event("signing pictures", model=settings.name, certificate_expires=f"{signer.expires:%F}")
-    return signer
-
-
-def _policy(settings: Settings, found: Findings) -> Policy:
-    return Policy(
-        curve=found.curve,
-        row_limit=found.row_limit,
-        first_come=settings.order == "first-come",
-        fixed_rows=settings.reproducible,
-        max_seconds=settings.max_queue_seconds,
-        hang_after=settings.hang_after,
-    )

@@ -28,7 +28,7 @@ import torch
 from prometheus_client import Counter
 
 import predictor.__main__ as process
-from predictor import metrics, service, telemetry
+from predictor import loading, metrics, telemetry
 from predictor.errors import Cancelled, GenerationFailed, ServingError
 from predictor.job import Job as TheirJob
 from predictor.job import Result
@@ -197,7 +197,7 @@ def main() -> int:
     args, rest = parser.parse_known_args()
     grouped = args.mode == "grouped"
     of_the_mode = {"max_batch": args.max_batch, "window": args.window} if grouped else {"max_batch": 1, "window": 0.0}
-    service.Engine = functools.partial(Engine, **of_the_mode)  # type: ignore[assignment,misc]
+    loading.Engine = functools.partial(Engine, **of_the_mode)  # type: ignore[assignment,misc]
     return process.main(rest)
 
 

@@ -78,7 +78,7 @@ def forward(subject: Subject, left: float) -> dict[str, Any]:
 def ours(subject: Subject, left: float) -> dict[str, Any]:
     """One picture by our engine, alone, beside the same by bare pipe()."""
     begin = time.perf_counter()
-    engine = subject.service._engine
+    engine = subject.service._loaded.engine
     assert engine
     loaded = time.perf_counter() - begin
     made(subject, [FEW])

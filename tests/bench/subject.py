@@ -72,7 +72,7 @@ class Subject:
             torch.cuda.synchronize()
 
     def close(self) -> None:
-        engine = self._service and self._service._engine
+        engine = self._service and self._service._loaded and self._service._loaded.engine
         if engine:
             engine.stop(NotServing("measured"))
         self.pipe = self.inputs = self.latents = self._service = None
@@ -201,7 +201,7 @@ def timed_once(subject: Subject, steps: int) -> float:
 
 def made(subject: Subject, steps: Sequence[int]) -> float:
     """Seconds until our engine has made a picture for each number of steps, all asked for at once."""
-    engine = subject.service._engine
+    engine = subject.service._loaded.engine
     assert engine
     requests = [subject.asked(seed, each) for seed, each in enumerate(steps)]
     begin = time.perf_counter()

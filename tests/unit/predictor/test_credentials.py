@@ -227,8 +227,8 @@ def test_a_package_that_is_missing_is_named_with_what_installs_it(mounted, monke
 def test_nothing_of_it_is_loaded_for_who_does_not_sign():
     code = (
         "import sys\n"
-        "from predictor import answers, service, settings\n"
-        "assert service._signer(settings.Settings(model_id='a/b')) is None\n"
+        "from predictor import answers, loading, settings\n"
+        "assert loading._signer(settings.Settings(model_id='a/b')) is None\n"
         "print([name for name in sys.modules if 'c2pa' in name or name == 'predictor.credentials'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -1,7 +1,6 @@
 """The service with a real toy model, in one process and without HTTP."""
 
 import asyncio
-import copy
 import io
 import shutil
 
@@ -44,7 +43,7 @@ async def generate(service: Service, *requests, gone=None, **parameters):
 
 async def accepted(service: Service, work: asyncio.Task) -> None:
     """Lets the loop run until a request has reached the engine."""
-    while not service._engine.open_jobs and not work.done():  # noqa: ASYNC110  a few turns of the loop, no time
+    while not service._loaded.engine.open_jobs and not work.done():  # noqa: ASYNC110  a few turns of the loop, no time
         await asyncio.sleep(0)
     assert not work.done(), work.result()
 
@@ -84,7 +83,7 @@ def test_what_cannot_be_done_in_time_is_refused_before_it_is_begun(toy_volume):
     hasty.load()
     with pytest.raises(InvalidRequest, match="even alone, and no request may take more than 1 s"):
         asyncio.run(generate(hasty, *[GenerateRequest("a", {"num_images_per_prompt": 4, "num_inference_steps": 150})] * 9))
-    assert len(hasty._engine.open_jobs) == 0
+    assert len(hasty._loaded.engine.open_jobs) == 0
 
 
 def test_one_bad_request_refuses_the_call(service):
@@ -114,7 +113,7 @@ def test_a_caller_who_goes_away_frees_the_queue(service):
         gone = asyncio.Event()
         work = asyncio.create_task(generate(service, gone=gone.wait, num_inference_steps=150, num_images_per_prompt=4))
         await accepted(service, work)
-        [job] = service._engine.open_jobs
+        [job] = service._loaded.engine.open_jobs
         gone.set()
         with pytest.raises(Cancelled):
             await work
@@ -122,7 +121,7 @@ def test_a_caller_who_goes_away_frees_the_queue(service):
             await asyncio.wrap_future(job.future)
 
     asyncio.run(scenario())
-    assert not service._engine.open_jobs
+    assert not service._loaded.engine.open_jobs
 
 
 def test_draining_finishes_what_was_accepted(toy_volume):
@@ -190,45 +189,10 @@ def test_sigterm_while_loading_keeps_it_from_becoming_ready(toy_volume):
 def test_a_broken_device_is_not_ready(toy_volume):
     service = new_service(toy_volume)
     service.load()
-    service._engine._broken = True
+    service._loaded.engine._broken = True
     assert not service.ready and not service.alive
     with pytest.raises(NotServing, match="its device does not answer"):
         service.check_ready()
-
-
-def test_once_compiled_the_twin_serves(toy_volume, monkeypatch):
-    given, served = [], []
-
-    def twin(module, examples):
-        given.extend(len(example["sample"]) for example in examples)
-        own = copy.deepcopy(module)
-        own.register_forward_pre_hook(lambda *_: served.append(1))
-        return own
-
-    monkeypatch.setattr("predictor.service.compiled", twin)
-    service = new_service(toy_volume, compile=True)
-    service.load()
-    service.compile()
-    assert {1, 2} <= set(given)
-    [answer] = asyncio.run(generate(service))
-    assert answer.images and len(served) == 2
-
-
-def test_what_cannot_be_compiled_serves_as_before(toy_volume, monkeypatch, caplog):
-    monkeypatch.setattr("predictor.service.compiled", lambda *_: 1 / 0)
-    service = new_service(toy_volume, compile=True)
-    service.load()
-    service.compile()
-    assert "not compiled: serving as before" in caplog.text
-    [answer] = asyncio.run(generate(service))
-    assert answer.images
-
-
-def test_nothing_is_compiled_unasked(toy_volume, monkeypatch):
-    monkeypatch.setattr("predictor.service.compiled", lambda *_: pytest.fail("compiled"))
-    service = new_service(toy_volume)
-    service.load()
-    service.compile()
 
 
 # ---------------------------------------------------------------- streams, and requests by their id
@@ -261,7 +225,7 @@ def test_a_stream_that_is_closed_stops_the_work(service):
     async def scenario():
         told = service.stream(GenerateRequest("a", {"num_inference_steps": 150}), request_id="left", previews=Previews(0))
         await anext(told)
-        [job] = service._engine.open_jobs
+        [job] = service._loaded.engine.open_jobs
         await told.aclose()
         with pytest.raises(Cancelled):
             await asyncio.wrap_future(job.future)
