@@ -105,4 +105,4 @@ def _measure(name: str, found: Findings, phases: Phases) -> None:
         metrics.mode.labels(each).set(each == mode)
     dtype, device = str(pipe.dtype).removeprefix("torch."), str(pipe.device)
     metrics.model_info.clear()
-    metrics.model_info.labels(name, made.repo, made.commit, made.pipeline, dtype, device, mode).set(1)
+    metrics.model_info.labels(name, made.repo, made.commit, made.pipeline, dtype, device, mode, found.reason).set(1)

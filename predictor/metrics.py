@@ -77,8 +77,8 @@ mode = Gauge("predictor_mode", "1 for how requests are served, shared or turns, 
 start_seconds = Gauge("predictor_start_seconds", "Seconds of each phase from process start to ready", ["phase"])
 model_info = Gauge(
     "predictor_model_info",
-    "1, with what is served as labels",
-    ["model", "repo", "commit", "pipeline", "dtype", "device", "mode"],
+    "1, with what is served as labels, and why in this mode",
+    ["model", "repo", "commit", "pipeline", "dtype", "device", "mode", "reason"],
 )
 
 

@@ -306,7 +306,7 @@ def test_the_process_and_what_it_serves(stages):
         1,
         {
             **{"model": "model", "repo": "toy/model", "commit": toys.COMMIT, "pipeline": "StableDiffusionPipeline"},
-            **{"dtype": "float32", "device": "cpu", "mode": "shared"},
+            **{"dtype": "float32", "device": "cpu", "mode": "shared", "reason": line["reason"]},
         },
     )
     assert stages.started.counted("predictor_mode") == {("shared",): 1}
