@@ -32,7 +32,7 @@ download: $(VENV)/.predictor
 	$(BIN)/python -m downloader --model-id $(MODEL_ID) --root $(ROOT) $(SOURCE) $(ARGS)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check

@@ -23,6 +23,7 @@ from serving import Server
 SECRET = "zebra"  # in every prompt: no log may hold it
 STEPS = {"num_inference_steps": 3}
 LONG = {"num_inference_steps": 4000, "scheduler": "EulerDiscreteScheduler"}  # tens of seconds, unless it is cancelled
+SECONDS = {"num_inference_steps": 1000, "scheduler": "EulerDiscreteScheduler"}
 HALF_A_SECOND = {"num_inference_steps": 200, "scheduler": "EulerDiscreteScheduler"}
 
 
@@ -128,7 +129,7 @@ def test_openai_stream_shows_previews_before_the_end(server, client):
 
 
 def test_the_first_preview_comes_before_half_of_the_steps_are_done(server):
-    body = {"prompt": SECRET, "stream": True, "partial_images": 1, **LONG}
+    body = {"prompt": SECRET, "stream": True, "partial_images": 1, **SECONDS}
     with server.client.stream("POST", "/openai/v1/images/generations", json=body) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         request_id = response.headers["x-request-id"]
@@ -158,7 +159,7 @@ def test_a_stream_that_is_cancelled_says_so(server, client):
         server.client.delete(f"/v1/requests/{request_id}")
 
     stream = client.images.generate(
-        prompt=SECRET, stream=True, partial_images=1, extra_body=LONG, extra_headers={"x-request-id": "mine"}
+        prompt=SECRET, stream=True, partial_images=3, extra_body=SECONDS, extra_headers={"x-request-id": "mine"}
     )
     with pytest.raises(openai.APIError, match="cancelled"):
         for _ in stream:
