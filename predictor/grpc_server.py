@@ -11,9 +11,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as messages
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import (
     GRPCInferenceServiceServicer,
@@ -22,7 +24,16 @@ from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import (
 
 from predictor import metrics, telemetry, tracing, v2, wire
 from predictor.border import request_id
-from predictor.errors import BodyTooLarge, Cancelled, Forbidden, GenerationFailed, ServingError, StartupError, UnknownModel
+from predictor.errors import (
+    BodyTooLarge,
+    Cancelled,
+    Forbidden,
+    GenerationFailed,
+    InvalidRequest,
+    ServingError,
+    StartupError,
+    UnknownModel,
+)
 from predictor.service import Service
 
 Context = Any  # grpc.aio.ServicerContext
@@ -60,7 +71,7 @@ class GrpcServer:
             "grpc.max_receive_message_length": self._max_receive,
             "grpc.so_reuseport": 0,  # or a second process would silently get half of the calls
         }
-        self._server = grpc.aio.server(options=tuple(options.items()))
+        self._server = grpc.aio.server(options=tuple(options.items()), interceptors=[_Reading()])
         add_GRPCInferenceServiceServicer_to_server(_Servicer(self._service, self._max_send), self._server)
         try:
             self.port = self._server.add_insecure_port(f"[::]:{self.port}")
@@ -72,6 +83,34 @@ class GrpcServer:
         """Takes no more calls, and cancels those that are not over after `grace` seconds."""
         if self._server:
             await self._server.stop(grace)
+
+
+class _Reading(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Refuses what is no message of the method. gRPC itself would answer UNKNOWN and log an error for each."""
+
+    async def intercept_service(self, proceed: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
+        handler = await proceed(details)
+        if handler is None:
+            return None  # no such method
+        method = details.method.rpartition("/")[2]
+
+        async def work(message: Any, context: Context) -> Any:
+            if message is None:
+                return await _Exchange(method, context).answer(_no_message)
+            return await handler.unary_unary(message, context)
+
+        return handler._replace(request_deserializer=partial(_parsed, handler.request_deserializer), unary_unary=work)
+
+
+def _parsed(parse: Callable[[bytes], Any], data: bytes) -> Any:
+    try:
+        return parse(data)
+    except DecodeError:
+        return None
+
+
+async def _no_message(_: str) -> None:
+    raise InvalidRequest("the message is none of this method")
 
 
 class _Servicer(GRPCInferenceServiceServicer):  # type: ignore[misc]

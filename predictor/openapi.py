@@ -14,6 +14,7 @@ from predictor.negotiation import EVENTS, JSON
 from predictor.request import Limits
 
 _ANY = {"type": "object"}
+_LIST = {"type": "array"}
 _FILE = {"type": "string", "contentMediaType": "image/*"}
 _PICTURE = {kind: {"schema": _FILE} for kind in FORMATS.values()}
 _JSON = {JSON: {"schema": _ANY}}
@@ -60,7 +61,8 @@ def document(limits: Limits, name: str, models: Sequence[str], max_instances: in
         "/sdapi/v1/txt2img": {"post": _makes("AUTOMATIC1111", a1111.schema(fields), _JSON)},
         "/sdapi/v1/progress": {"get": _tells("the caller's oldest request over this door")},
         "/sdapi/v1/interrupt": {"post": _tells("cancels the caller's requests over this door")},
-        **{f"/sdapi/v1/{each}": {"get": _tells(each)} for each in ("sd-models", "samplers", "schedulers", "options")},
+        **{f"/sdapi/v1/{each}": {"get": _tells(each, answer=_LIST)} for each in ("sd-models", "samplers", "schedulers")},
+        "/sdapi/v1/options": {"get": _tells("options")},
     }
     return {"openapi": "3.1.0", "info": {"title": "text-to-image on KServe", "version": "1"}, "paths": paths}
 
@@ -75,8 +77,10 @@ def _makes(what: str, body: Mapping[str, object], content: Mapping[str, object])
     }
 
 
-def _tells(what: str, parameters: Sequence[Mapping[str, object]] = (), *others: str) -> dict[str, object]:
-    """An operation that makes none."""
-    texts = {"200": what, **{status: "the text says why" for status in ("503", *others)}}
-    responses = {status: {"description": text, "content": _JSON} for status, text in texts.items()}
-    return {"summary": what, "parameters": list(parameters), "responses": responses}
+def _tells(
+    what: str, parameters: Sequence[Mapping[str, object]] = (), *others: str, answer: Mapping[str, object] = _ANY
+) -> dict[str, object]:
+    """An operation that makes none. `answer`: the schema of what it tells."""
+    refusals = {status: {"description": "the text says why", "content": _JSON} for status in ("503", *others)}
+    told = {"description": what, "content": {JSON: {"schema": answer}}}
+    return {"summary": what, "parameters": list(parameters), "responses": {"200": told, **refusals}}
