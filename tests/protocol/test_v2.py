@@ -9,28 +9,12 @@ import pytest
 from kserve.protocol.grpc.grpc_predict_v2_pb2 import ModelInferRequest
 from kserve.protocol.infer_type import InferInput, InferRequest, InferResponse, RequestedOutput
 
+from fakes import LIMITS
 from predictor.errors import InvalidRequest
 from predictor.images import EncodedImage
 from predictor.request import Answer, Limits, Params, parse
 from predictor.v2 import decode, decode_grpc, encode, encode_grpc, metadata
 
-LIMITS = Limits(
-    supported=frozenset("prompt negative_prompt width height num_inference_steps guidance_scale num_images_per_prompt".split()),
-    width=512,
-    height=512,
-    multiple=8,
-    min_side=128,
-    max_side=2048,
-    max_pixels=1024 * 1024,
-    num_inference_steps=50,
-    max_steps=150,
-    guidance_scale=7.5,
-    max_guidance=50.0,
-    max_images=4,
-    schedulers=("DDIMScheduler", "EulerDiscreteScheduler"),
-    max_prompt_chars=100,
-    max_cost=8.0,
-)
 FILE = b"\x89PNG\xff"  # no UTF-8
 
 
