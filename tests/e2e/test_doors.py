@@ -29,19 +29,9 @@ HALF_A_SECOND = {"num_inference_steps": 200, "scheduler": "EulerDiscreteSchedule
 
 @pytest.fixture(scope="module")
 def server(toy_volume):
-    arguments = [
-        "--model-id",
-        "toy/model",
-        "--root",
-        str(toy_volume),
-        "--device",
-        "cpu",
-        "--max-steps",
-        "5000",
-        "--max-cost",
-        "1000",
-    ]
-    with Server(arguments) as running:
+    volume = ["--model-id", "toy/model", "--root", str(toy_volume), "--device", "cpu"]
+    roomy = ["--max-steps", "5000", "--max-cost", "1000", "--timeout", "3600", "--max-queue-seconds", "3600"]
+    with Server([*volume, *roomy]) as running:
         yield running.wait_until_ready()
         assert SECRET not in running.text
         assert '"level": "error"' not in running.text

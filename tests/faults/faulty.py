@@ -52,7 +52,7 @@ class FaultyServer(Server):
         self.orders = orders
         super().__init__(
             ["--model-id", "toy/model", "--root", str(volume), *LIMITS, *more],
-            environ={"STANDIN_ORDERS": str(orders), **environ},
+            environ={"STANDIN_ORDERS": str(orders), "PYTHONPATH": str(REPOSITORY), **environ},
             program=(str(REPOSITORY / "tests/faults/standin.py"),),
         )
 

@@ -36,6 +36,8 @@ NUMBERS = [
 texts = st.sampled_from(TEXTS) | st.text(max_size=8)
 good_prompts = st.builds("{} {}".format, st.just(SECRET), st.text(st.characters(exclude_characters="\0"), max_size=8))
 prompts = st.builds("{}{}{}".format, texts, st.just(SECRET), texts)
+# Of every kind that JSON has, and those that are near to another.
+WRONG = [None, True, False, "", "1", "true", 1, 0, -1, 1.0, 0.5, 1e308, 2**63, [], [1], [[]], {}, {"a": 1}, [None], SECRET]
 _plain = st.none() | st.booleans() | st.sampled_from(NUMBERS) | st.integers() | texts
 values = _plain | st.lists(_plain, max_size=2) | st.dictionaries(st.text(max_size=3), _plain, max_size=2)
 _secrets = prompts | st.lists(prompts, max_size=2) | st.dictionaries(st.text(max_size=3), prompts, max_size=2)
@@ -58,10 +60,10 @@ def spoiled(draw: st.DrawFn, messages: st.SearchStrategy[Any], is_text: Callable
     unknown neighbour. Of `is_text`, told a name, the place gets prompts: only there may no error quote what it refuses."""
     message = copy.deepcopy(draw(messages))
     for _ in range(draw(st.sampled_from([0, 0, 1, 1, 2]))):
-        places = list(_places(message))
-        if not places:
+        found = list(places(message))
+        if not found:
             return draw(values)
-        parent, key = draw(st.sampled_from(places))
+        parent, key = draw(st.sampled_from(found))
         match draw(st.sampled_from(["other", "other", "other", "gone", "neighbour"])):
             case "other":
                 parent[key] = draw(_secrets if is_text(str(key)) else values)
@@ -72,12 +74,12 @@ def spoiled(draw: st.DrawFn, messages: st.SearchStrategy[Any], is_text: Callable
     return message
 
 
-def _places(message: Any) -> Iterator[tuple[Any, Any]]:
+def places(message: Any) -> Iterator[tuple[Any, Any]]:
     """Every value within, as what it stands in and where."""
     inside = message.items() if isinstance(message, dict) else enumerate(message) if isinstance(message, list) else ()
     for key, value in inside:
         yield message, key
-        yield from _places(value)
+        yield from places(value)
 
 
 @st.composite

@@ -1,6 +1,8 @@
 """Every codec against hostile input, thousands of cases without a socket: it takes a body or raises a ServingError, and what it
 says quotes no prompt. What is taken is fit for the model."""
 
+import copy
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -13,18 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fakes import LIMITS
-from fuzz.hostile import SECRET, bodies, cases, good_prompts, objects, prompts, spoiled
+from fuzz.hostile import SECRET, WRONG, bodies, cases, good_prompts, objects, places, prompts, spoiled
 from predictor import a1111, cloudevents, generate, huggingface, negotiation, openai, v1, v2
 from predictor.errors import ServingError
 from predictor.images import FORMATS
 from predictor.request import SEEDS, GenerateRequest, Params, check_cost, parse
 
-CASES = 500  # of each codec
+CASES = 400  # of each codec
 AT_LEAST = CASES // 50  # of each outcome, or the cases would prove nothing of it
 
 # ---------------------------------------------------------------- good messages, by codec
 
-sides = st.sampled_from([128, 256, 512, 1024])
+sides = st.sampled_from([128, 256, 512, 2048])  # each is good, and not with each
 OWN = {
     "width": sides,
     "height": sides,
@@ -94,9 +96,6 @@ def tensors(draw: st.DrawFn) -> dict[str, Any]:
     return {"inputs": inputs, **draw(objects({**more, "outputs": outputs}))}
 
 
-EVENT = {**{name: st.just("1.0") for name in ("specversion", "id", "source", "type")}, "data": single}
-
-
 def from_event(body: bytes, accept: str) -> Iterable[GenerateRequest]:
     event = cloudevents.decode({"content-type": "application/cloudevents+json"}, body)
     assert event and event.structured
@@ -105,11 +104,12 @@ def from_event(body: bytes, accept: str) -> Iterable[GenerateRequest]:
 
 @dataclass(frozen=True)
 class Codec:
-    """`decode` takes a body and an Accept header; `messages` are good ones."""
+    """`decode` takes a body and an Accept header; `messages` are good ones, `full` one with every field."""
 
     name: str
     decode: Callable[[bytes, str], Iterable[GenerateRequest]]
     messages: st.SearchStrategy[Any]
+    full: dict[str, Any]
 
 
 def decode_openai(body: bytes, _: str) -> Iterable[GenerateRequest]:
@@ -120,15 +120,60 @@ def decode_a1111(body: bytes, _: str) -> Iterable[GenerateRequest]:
     return [a1111.decode(body, limits=LIMITS, name="m")]
 
 
+def tensor(name: str, datatype: str, value: object) -> dict[str, object]:
+    return {"name": name, "datatype": datatype, "shape": [1], "data": [value]}
+
+
 hugging = {"inputs": good_prompts, "parameters": objects(ONE_PICTURE), "options": st.just({"wait_for_model": True})}
+ALL = {
+    **{"width": 512, "height": 512, "num_inference_steps": 9, "guidance_scale": 2.5, "negative_prompt": SECRET, "seed": 7},
+    **{"scheduler": "DDIMScheduler", "output_format": "webp", "output_compression": 50},
+}
+FULL = {"prompt": SECRET, "parameters": ALL | {"num_images_per_prompt": 2}}
+FULL_V2 = {
+    "inputs": [tensor("prompt", "BYTES", SECRET), tensor("seed", "INT64", 7), tensor("guidance_scale", "FP32", 2.5)],
+    **{"id": "7", "model_name": "m", "parameters": {"width": 512, "binary_data_output": True}},
+    "outputs": [{"name": "image", "parameters": {"binary_data": True}}],
+}
+FULL_OPENAI = {
+    **{"prompt": SECRET, "model": "m", "n": 1, "size": "512x512", "quality": "auto", "background": "auto", "moderation": "low"},
+    **{
+        "response_format": "b64_json",
+        "stream": True,
+        "partial_images": 1,
+        "user": SECRET,
+        "negative_prompt": SECRET,
+        "seed": 7,
+    },
+    **{"num_inference_steps": 9, "guidance_scale": 2.5, "scheduler": "DDIMScheduler", "output_format": "jpeg"},
+}
+FULL_A1111 = {
+    **{"prompt": SECRET, "negative_prompt": SECRET, "steps": 9, "cfg_scale": 2.5, "width": 512, "height": 512, "seed": 7},
+    **{"batch_size": 1, "n_iter": 2, "sampler_name": "DDIM", "scheduler": "Automatic", "eta": 0, "send_images": True},
+    **{"override_settings": {"sd_model_checkpoint": "m"}, "styles": [], "alwayson_scripts": {}, "hr_prompt": SECRET},
+}
+EVENT = {name: "1.0" for name in ("specversion", "id", "source", "type")}
 CODECS = [
-    Codec("v1", lambda body, accept: v1.decode(body, accept).requests, single | several),
-    Codec("v2", lambda body, _: v2.decode(body).requests, tensors()),
-    Codec("openai", decode_openai, objects(OPENAI, "prompt")),
-    Codec("a1111", decode_a1111, objects(A1111, "prompt")),
-    Codec("huggingface", lambda body, accept: [huggingface.decode(body, accept)], objects(hugging, "inputs")),
-    Codec("generate", lambda *given: [generate.decode(*given)], objects({"prompt": good_prompts} | ONE_PICTURE, "prompt")),
-    Codec("cloudevents", from_event, objects(EVENT, *EVENT)),
+    Codec("v1", lambda body, accept: v1.decode(body, accept).requests, single | several, FULL),
+    Codec(
+        "v1 instances", lambda body, accept: v1.decode(body, accept).requests, several, {"instances": [FULL], "parameters": ALL}
+    ),
+    Codec("v2", lambda body, _: v2.decode(body).requests, tensors(), FULL_V2),
+    Codec("openai", decode_openai, objects(OPENAI, "prompt"), FULL_OPENAI),
+    Codec("a1111", decode_a1111, objects(A1111, "prompt"), FULL_A1111),
+    Codec(
+        "huggingface",
+        lambda *given: [huggingface.decode(*given)],
+        objects(hugging, "inputs"),
+        {"inputs": SECRET, "parameters": ALL},
+    ),
+    Codec(
+        "generate",
+        lambda *given: [generate.decode(*given)],
+        objects({"prompt": good_prompts} | ONE_PICTURE, "prompt"),
+        {"prompt": SECRET} | ALL,
+    ),
+    Codec("cloudevents", from_event, single.map(lambda data: EVENT | {"data": data}), EVENT | {"data": FULL}),
 ]
 accepts = st.sampled_from(["", "*/*", "image/webp", "application/json", "text/event-stream", "image/*;q=0"]) | st.text(
     max_size=9
@@ -194,6 +239,26 @@ def test_a_codec_takes_a_body_or_refuses_it_and_quotes_no_prompt(codec):
 
     one()
     assert all(outcomes[each] >= AT_LEAST for each in ("not decoded", "refused", "taken")), outcomes
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)
+def test_a_wrong_value_in_any_place_is_refused_or_harmless(codec):
+    outcomes: Counter[str] = Counter()
+    accept = "image/webp, application/json"
+    assert outcome(lambda: codec.decode(json.dumps(codec.full).encode(), accept)) == "taken"
+    for i, (_, name) in enumerate(places(codec.full)):
+        for value in WRONG if is_text(str(name)) else WRONG[:-1]:  # the last is the secret
+            body = json.dumps(with_other(codec.full, i, value)).encode()
+            outcomes[outcome(lambda body=body: codec.decode(body, accept))] += 1
+    assert outcomes["not decoded"] + outcomes["refused"] > outcomes["taken"] > 0
+
+
+def with_other(message: dict[str, Any], i: int, value: object) -> dict[str, Any]:
+    """A copy with another value at its place `i`."""
+    message = copy.deepcopy(message)
+    parent, key = next(itertools.islice(places(message), i, None))
+    parent[key] = value
+    return message
 
 
 def test_parameters_of_any_type_are_taken_or_refused():

@@ -17,7 +17,7 @@ from fuzz.hostile import SECRET, cases
 from predictor.openapi import document
 from serving import START, Server
 
-CASES = 40  # of each kind for each door that makes pictures
+CASES = 30  # of each kind for each door that makes pictures
 OPERATIONS = [
     (method.upper(), path, "requestBody" in operation)
     for path, item in document(LIMITS, "model", ("model", "toy/model"), 16)["paths"].items()

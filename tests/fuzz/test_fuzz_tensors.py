@@ -21,9 +21,10 @@ from predictor import v2
 from predictor.errors import InvalidRequest
 from serving import START
 
-CASES = 1500  # of each golden message
+CASES = 800  # of each golden message
 AT_LEAST = CASES // 100  # of each outcome
 CASES_OVER_THE_WIRE = 80
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
 INPUTS = [
     (
@@ -263,7 +264,9 @@ def test_altered_messages_over_grpc_are_refused_or_made(server):
             answer = infer(data, timeout=START)
         except grpc.RpcError as refused:
             codes[refused.code()] += 1
-            assert refused.code() == grpc.StatusCode.INVALID_ARGUMENT, refused.details()
+            assert refused.code() in (INVALID, grpc.StatusCode.NOT_FOUND), (
+                refused.details()
+            )  # a byte can make it another model's
         else:
             codes["made"] += 1
             [image] = [each for each in answer.outputs if each.name == "image"]
@@ -271,4 +274,4 @@ def test_altered_messages_over_grpc_are_refused_or_made(server):
 
     with channel:
         one()
-    assert min(codes["made"], codes[grpc.StatusCode.INVALID_ARGUMENT]) >= CASES_OVER_THE_WIRE / 10, codes
+    assert min(codes["made"], codes[INVALID]) >= CASES_OVER_THE_WIRE / 10, codes
