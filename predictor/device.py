@@ -1,12 +1,15 @@
-"""What the engine wants of its device beside forwards: what they take, that it does not run far behind, and memory back."""
+"""What the engine wants of its device: that it runs neither dry nor far behind, what things take, and memory back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from predictor.transfers import Transfers
+
+T = TypeVar("T")
 Note = Callable[[float], None]
 
 
@@ -19,6 +22,24 @@ class Device:
         self._clock = clock
         self._begun: Any = None
         self._launched: tuple[Any, Any, Note] | None = None  # the last piece of work: its two events and who wants to know
+        self._transfers = Transfers()
+        self._denoiser_copies = self._cuda  # as far as is known
+
+    def flowing(self, action: Callable[..., T], *arguments: Any) -> T:
+        """Runs `action`; what it copies from the host is not waited for."""
+        if not self._cuda:
+            return action(*arguments)
+        with self._transfers:
+            return action(*arguments)
+
+    def forward(self, denoise: Callable[..., T], *arguments: Any) -> T:
+        """The same for the denoiser, which mostly copies nothing or, at its first forward, tables to keep."""
+        if not self._denoiser_copies:
+            return denoise(*arguments)
+        before = self._transfers.made
+        output = self.flowing(denoise, *arguments)
+        self._denoiser_copies = self._transfers.made > before
+        return output
 
     def begin(self) -> None:
         """Of a piece of work."""

@@ -279,7 +279,7 @@ class Engine:
         least = self._speed.least_rows(estimate.factor)
         self._beat(_HANGS_AFTER_TIMES * self._expected(batch))
         self._device.begin()
-        outputs = self._attempt(self._rendezvous.forward, [job.call for job in batch], least)
+        outputs = self._attempt(self._device.forward, self._rendezvous.forward, [job.call for job in batch], least)
         if not isinstance(outputs, _Failure):
             self._attempt(self._device.end, partial(self._note_forward, estimate, rows))
             return list(outputs)
@@ -312,7 +312,11 @@ class Engine:
     def _resume(self, job: Job, *output: Any) -> None:
         """Lets the job run to its next call, or to its end."""
         assert job.guest
-        outcome = output[0] if output and isinstance(output[0], _Failure) else self._attempt(job.guest.proceed, *output)
+        outcome = (
+            output[0]
+            if output and isinstance(output[0], _Failure)
+            else self._attempt(self._device.flowing, job.guest.proceed, *output)
+        )
         if self._broken:
             return  # with all others it stays where it stands; they are told when the loop has ended
         if isinstance(outcome, _Failure):

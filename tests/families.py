@@ -72,6 +72,7 @@ from toys import (
     qwen_tokenizer,
     qwen_vision_encoder,
     stable_diffusion,
+    stable_diffusion_3,
     stable_diffusion_xl,
     t5_encoder,
     t5_tokenizer,
@@ -440,3 +441,29 @@ def cogview_4(folder: Path) -> CogView4Pipeline:
         ),
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type="linear"),
     )
+
+
+# These share forwards.
+SHARING = [
+    stable_diffusion,
+    stable_diffusion_2,
+    stable_diffusion_xl,
+    stable_diffusion_xl_turbo,
+    stable_diffusion_3,
+    flux,
+    flux_schnell,
+    flux_2_klein,
+    chroma,
+    qwen_image,
+    z_image,
+    pixart_sigma,
+    sana,
+    aura_flow,
+    hunyuan_dit,
+    kolors,
+    lumina_2,
+    cogview_3_plus,
+    cogview_4,
+]
+# What an operator would say of a model, where its repository does not.
+SAID = {stable_diffusion_xl_turbo: {"default_guidance": 0.0, "default_steps": 2}}
