@@ -3,7 +3,8 @@ FROM python:3.11-slim-bookworm AS dependencies
 
 # Their layer (torch: gigabytes) depends on these two files and on nothing else, so a change of code does not ship it again.
 # PyPI's torch brings CUDA 13: nodes need NVIDIA's driver 580 or newer, and a GPU of 2018 (Turing) or newer.
-# Signing pictures and exporting traces need packages more: docker build --build-arg EXTRAS='c2pa tracing' adds 60 MB.
+# Signing pictures, exporting traces and models with eyes need packages more (pyproject.toml says which and why):
+# docker build --build-arg EXTRAS='c2pa tracing vision' adds 70 MB.
 ARG EXTRAS=
 WORKDIR /build
 COPY pyproject.toml constraints.txt ./

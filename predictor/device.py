@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 
+from predictor import telemetry
 from predictor.transfers import Transfers
 
 T = TypeVar("T")
 Note = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What is left of an exception: the exception itself would keep the memory of the forward that raised it."""
+
+    described: dict[str, object]
+    out_of_memory: bool
 
 
 class Device:
@@ -24,6 +34,18 @@ class Device:
         self._launched: tuple[Any, Any, Note] | None = None  # the last piece of work: its two events and who wants to know
         self._transfers = Transfers()
         self._denoiser_copies = self._cuda  # as far as is known
+        self.broken = False
+
+    def attempt(self, action: Callable[..., T], *arguments: Any) -> T | Failure:
+        """What a pipeline or a device may raise has no bounds; it belongs to the jobs at hand and must not end the loop."""
+        try:
+            return action(*arguments)
+        except BaseException as error:  # noqa: BLE001  a panic in Rust is no Exception, and as much one request's own
+            # An illegal access, say: nothing works on that device any more until the process is a new one.
+            if isinstance(error, torch.AcceleratorError) and not self.broken:
+                self.broken = True
+                telemetry.failure("the device has failed", **telemetry.described(error))
+            return Failure(telemetry.described(error), isinstance(error, torch.OutOfMemoryError))
 
     def flowing(self, action: Callable[..., T], *arguments: Any) -> T:
         """Runs `action`; what it copies from the host is not waited for."""

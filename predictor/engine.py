@@ -8,13 +8,11 @@ this thread alone. Other threads talk to it by messages.
 
 from __future__ import annotations
 
-import math
 import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -22,13 +20,15 @@ import torch
 
 from predictor import metrics, telemetry
 from predictor.admission import Admission
-from predictor.device import Device
+from predictor.device import Device, Failure
 from predictor.errors import Cancelled, DeadlineExceeded, GenerationFailed, NotServing, ServingError
 from predictor.job import Job, Result, Watch
+from predictor.messages import Cancel, Message, Replace, Stop, Submit
+from predictor.policy import Policy
 from predictor.rendezvous import Call, Decode, Rendezvous
 from predictor.request import Params
 from predictor.scheduler import Scheduler
-from predictor.speed import Curve, Estimate, Speed
+from predictor.speed import Estimate, Speed
 
 # A device hangs when it takes so many times longer than expected, and at least so long: a first forward of a new size, with
 # kernels to load and to choose, takes seconds.
@@ -52,42 +52,6 @@ class Pipeline(Protocol):
         """Runs `decode` with less memory, if it can be done."""
 
 
-@dataclass(frozen=True)
-class Policy:
-    """How requests share the device."""
-
-    curve: Curve  # seconds of a forward by rows
-    row_limit: int  # rows of default size that share a forward at most; 0: requests take turns
-    first_come: bool = False  # and not shortest remaining work first
-    fixed_rows: bool = False  # every forward has as many rows as its size allows, so that company changes no bit
-    max_seconds: float = math.inf  # of work accepted and unfinished
-    hang_after: float = math.inf  # seconds, whatever was expected
-
-
-@dataclass(frozen=True)
-class Submit:
-    job: Job
-
-
-@dataclass(frozen=True)
-class Cancel:
-    job: Job
-
-
-@dataclass(frozen=True)
-class Replace:
-    """The denoiser, by one that computes the same faster."""
-
-    denoiser: torch.nn.Module
-
-
-@dataclass(frozen=True)
-class Stop:
-    """Fails what is unfinished with `reason`."""
-
-    reason: ServingError
-
-
 class Engine:
     def __init__(
         self,
@@ -108,10 +72,9 @@ class Engine:
         self._scheduler: Scheduler[Job] = Scheduler(lambda job: self._speed.most_rows(job.estimate.factor), policy.first_come)
         self._decoding: deque[Job] = deque()
         self._admission = Admission(policy.max_seconds, self._scheduler.rank)
-        self._inbox: queue.SimpleQueue[Submit | Cancel | Replace | Stop] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._stopping = False
-        self._broken = False
         self._heartbeat = clock()
         self._patience = policy.hang_after
         metrics.row_limit.set(policy.row_limit)
@@ -168,7 +131,7 @@ class Engine:
     @property
     def alive(self) -> bool:
         """The thread runs, is either idle or within its time, and the device has reported no fault of its own."""
-        return self._thread.is_alive() and self.silent < self._patience and not self._broken
+        return self._thread.is_alive() and self.silent < self._patience and not self._device.broken
 
     @property
     def silent(self) -> float:
@@ -188,12 +151,12 @@ class Engine:
     def _run(self) -> None:
         torch.set_grad_enabled(False)
         try:
-            while not self._stopping and not self._broken:
+            while not self._stopping and not self._device.broken:
                 self.step()
         finally:
             self.close(NotServing("the engine has stopped", retry_after=5, reason="device"))
             reason: ServingError = GenerationFailed("the engine has stopped")
-            if self._broken:
+            if self._device.broken:
                 reason = NotServing("the device of this replica has failed", retry_after=5, reason="device")
             for job in self.open_jobs:
                 self._fail(job, reason)
@@ -205,7 +168,7 @@ class Engine:
         self._take_messages()
         self._retire_late()
         self._between_forwards()
-        batch = self._scheduler.next_batch() if not self._broken else []
+        batch = self._scheduler.next_batch() if not self._device.broken else []
         rows = sum(job.rows for job in batch)
         for job, output in zip(batch, self._forward(batch), strict=True):
             job.forwards += 1
@@ -239,7 +202,7 @@ class Engine:
         """Decoding and beginning: one at least, and as many more as take no longer together than the next forward, which they
         hold up. Where they hold up nobody there is no hurry: then messages come first."""
         begin = self._clock()
-        while not self._broken:
+        while not self._device.broken:
             if self._decoding:
                 self._decode(self._decoding.popleft())
             elif job := self._scheduler.next_start():
@@ -257,19 +220,19 @@ class Engine:
         job.guest = self._rendezvous.begin(lambda pipe: self._pipeline.generate(pipe, job.params, job))
         self._resume(job)
         if job.call:
-            self._attempt(self._device.end, self._speed.note_text)
+            self._device.attempt(self._device.end, self._speed.note_text)
 
     def _decode(self, job: Job) -> None:
         assert job.guest and isinstance(job.guest.call, Decode)
         self._beat(self._policy.hang_after)
         self._device.begin()
         run = job.guest.call.run
-        output = self._attempt(run)
-        if isinstance(output, _Failure) and output.out_of_memory:
+        output = self._device.attempt(run)
+        if isinstance(output, Failure) and output.out_of_memory:
             self._release_memory()
-            output = self._attempt(self._pipeline.decode_in_tiles, run)
+            output = self._device.attempt(self._pipeline.decode_in_tiles, run)
         self._resume(job, output)
-        self._attempt(self._device.end, partial(self._speed.note_decode, job.params, job.estimate.factor))
+        self._device.attempt(self._device.end, partial(self._speed.note_decode, job.params, job.estimate.factor))
 
     def _forward(self, batch: list[Job]) -> list[Any]:
         """An output for each job. A failing forward is made again in halves, so that it fails only those it must."""
@@ -279,15 +242,15 @@ class Engine:
         least = self._speed.least_rows(estimate.factor)
         self._beat(_HANGS_AFTER_TIMES * self._expected(batch))
         self._device.begin()
-        outputs = self._attempt(self._device.forward, self._rendezvous.forward, [job.call for job in batch], least)
-        if not isinstance(outputs, _Failure):
-            self._attempt(self._device.end, partial(self._note_forward, estimate, rows))
+        outputs = self._device.attempt(self._device.forward, self._rendezvous.forward, [job.call for job in batch], least)
+        if not isinstance(outputs, Failure):
+            self._device.attempt(self._device.end, partial(self._note_forward, estimate, rows))
             return list(outputs)
         if outputs.out_of_memory:
             self._release_memory()
             if len(batch) > 1 or least > rows:
                 self._lower_row_limit(max(rows, least) * estimate.factor)
-        if self._broken or (len(batch) == 1 and self._speed.least_rows(estimate.factor) == least):
+        if self._device.broken or (len(batch) == 1 and self._speed.least_rows(estimate.factor) == least):
             return [outputs] * len(batch)
         half = max(len(batch) // 2, 1)
         return self._forward(batch[:half]) + self._forward(batch[half:])
@@ -302,7 +265,7 @@ class Engine:
 
     def _release_memory(self) -> None:
         metrics.out_of_memory.inc()
-        self._attempt(self._device.release_memory)
+        self._device.attempt(self._device.release_memory)
 
     def _lower_row_limit(self, too_many: float) -> None:
         self._speed.row_limit = max(min(self._speed.row_limit, int(too_many / 2)), 1)
@@ -314,12 +277,12 @@ class Engine:
         assert job.guest
         outcome = (
             output[0]
-            if output and isinstance(output[0], _Failure)
-            else self._attempt(self._device.flowing, job.guest.proceed, *output)
+            if output and isinstance(output[0], Failure)
+            else self._device.attempt(self._device.flowing, job.guest.proceed, *output)
         )
-        if self._broken:
+        if self._device.broken:
             return  # with all others it stays where it stands; they are told when the loop has ended
-        if isinstance(outcome, _Failure):
+        if isinstance(outcome, Failure):
             telemetry.failure("generation failed", request_id=job.request_id, **job.trace, **outcome.described)
             self._fail(job, GenerationFailed("too little device memory" if outcome.out_of_memory else "generation failed"))
             return
@@ -346,8 +309,8 @@ class Engine:
     def _fail(self, job: Job, error: ServingError) -> None:
         if job.future.done():
             return
-        if job.guest and not self._broken:
-            self._attempt(job.guest.leave)
+        if job.guest and not self._device.broken:
+            self._device.attempt(job.guest.leave)
         self._retire(job)
         job.future.set_exception(error)
 
@@ -365,22 +328,3 @@ class Engine:
         """Tells liveness that something begins now which may take so many seconds."""
         self._heartbeat = self._clock()
         self._patience = min(max(patience, _HANGS_AFTER_AT_LEAST), self._policy.hang_after)
-
-    def _attempt(self, action: Callable[..., Any], *arguments: Any) -> Any:
-        """What a pipeline or a device may raise has no bounds; it belongs to the jobs at hand and must not end the loop."""
-        try:
-            return action(*arguments)
-        except BaseException as error:  # noqa: BLE001  a panic in Rust is no Exception, and as much one request's own
-            # An illegal access, say: nothing works on that device any more until the process is a new one.
-            if isinstance(error, torch.AcceleratorError) and not self._broken:
-                self._broken = True
-                telemetry.failure("the device has failed", **telemetry.described(error))
-            return _Failure(telemetry.described(error), isinstance(error, torch.OutOfMemoryError))
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """What is left of an exception: the exception itself would keep the memory of the forward that raised it."""
-
-    described: dict[str, object]
-    out_of_memory: bool

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from predictor import metrics, model, telemetry
 from predictor.compiler import compiled
-from predictor.engine import Engine, Policy
+from predictor.engine import Engine
 from predictor.model import TextToImage
 from predictor.phases import Phases
+from predictor.policy import Policy
 from predictor.rendezvous import Call, Rendezvous, resized
 from predictor.settings import Settings
 from predictor.warmup import Findings, warm_up

@@ -6,7 +6,6 @@ No model family is named here: defaults come from the signature of the pipeline'
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -16,22 +15,23 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
-from transformers import CLIPTokenizer, PreTrainedTokenizerBase
+from transformers import CLIPTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 
-from predictor import sampler, snapshot
+from predictor import limits, sampler, snapshot
 from predictor.errors import DeviceUnavailable, InvalidRequest, ModelNotLoadable
 from predictor.job import Job
+from predictor.limits import signature
 from predictor.pixels import Pixels
 from predictor.preview import Preview
-from predictor.rendezvous import DENOISERS
 from predictor.request import Limits, Params
 from predictor.settings import Settings
 from predictor.snapshot import Snapshot
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _STEPS_OF_ALL = 20  # so many every sampler can make, once it knows all that it needs to
-_NATIVE_SIDE = 1024  # pixels, for a pipeline whose configuration does not tell
+_FOR_DEFAULT_STEPS = ("intermediate_timesteps",)  # arguments whose own defaults suit no other number
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,19 @@ class TextToImage:
         pipe.scheduler = sampler.private(own, on_step)
         generators = [torch.Generator().manual_seed(seed) for seed in params.seeds]
         try:
-            output = pipe(**arguments, **self.always, generator=generators)
+            output = pipe(**arguments, **self.always, **self._where_steps_differ(params), generator=generators)
         finally:
             sampler.release(pipe.scheduler)
-        output.images = Pixels(output.images)
+        output.images = Pixels(output.images if hasattr(output, "images") else output[0])
         return output
+
+    def _where_steps_differ(self, params: Params) -> dict[str, None]:
+        """Nothing in place of what a pipeline knows by heart for its default number of steps and refuses at any other."""
+        taken = signature(self.pipe)
+        usual = taken.get("num_inference_steps")
+        if not usual or usual.default == params.num_inference_steps:
+            return {}
+        return dict.fromkeys(name for name in _FOR_DEFAULT_STEPS if name in taken)
 
     def _preview(self, params: Params, expected: Callable[[], Tensor]) -> Pixels | None:
         """None of a sampler that computes in a way of its own: no picture fails for its preview."""
@@ -155,12 +163,14 @@ def load(settings: Settings, report: Callable[[str], None]) -> TextToImage:
     # Rounded to a table of sizes, a picture would be another than was asked for, checked and promised; as PIL images, it
     # would have to be waited for in the thread that launches all other work.
     always = {"use_resolution_binning": False, "output_type": "pt"}
-    always = {name: value for name, value in always.items() if name in _signature(pipe)}
-    return TextToImage(pipe, found, read_limits(pipe, samplers, settings), samplers, _tokenizers(pipe), always)
-
-
-def _signature(pipe: Any) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(pipe.__call__).parameters
+    # A language model that writes the prompt anew (LongCat, ERNIE) takes seconds, in which nobody's forward is made, and dice.
+    always |= {"enable_prompt_rewrite": False, "use_pe": False}
+    if not any(isinstance(part, VaeImageProcessor) for part in vars(pipe).values()):
+        del always["output_type"]  # "pt" is then what the decoder gave, on whatever scale, and no safety checker has seen it
+    if "guidance_scale" in signature(pipe):
+        always["guidance_schedule"] = None  # the pipeline takes one of the two
+    always = {name: value for name, value in always.items() if name in signature(pipe)}
+    return TextToImage(pipe, found, limits.read(pipe, samplers, settings), samplers, _tokenizers(pipe), always)
 
 
 def _device(wanted: str) -> torch.device:
@@ -190,7 +200,7 @@ def _read(found: Snapshot, dtype: torch.dtype) -> Any:
         return diffusers.DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
             found.path, dtype=dtype, variant=found.variant, use_safetensors=True, local_files_only=True, **left_out
         )
-    except (OSError, ValueError, TypeError, AttributeError, ImportError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, ImportError, KeyError, NameError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ModelNotLoadable(f"{found.pipeline} at {found.path} cannot be loaded: {reason}") from error
 
@@ -205,86 +215,14 @@ def _keep_in_float32(vae: Any) -> None:
 
 def _tokenizers(pipe: Any) -> dict[str, Tokenizer]:
     """What configuration and signature say of them; the warm-up picture corrects that where a pipeline has its own mind."""
-    default = _signature(pipe).get("max_sequence_length")
+    default = signature(pipe).get("max_sequence_length")
     asked = default.default if default and isinstance(default.default, int) else math.inf
     found = {}
     for name, component in pipe.components.items():
+        component = component.tokenizer if isinstance(component, ProcessorMixin) else component
         if isinstance(component, PreTrainedTokenizerBase):
             reads = component.model_max_length
             reads = reads if isinstance(component, CLIPTokenizer) else min(reads, asked)
             if reads < 1_000_000:  # transformers' way of saying "no limit" is a number of 31 digits
                 found[name] = Tokenizer(copy.deepcopy(component), int(reads))
     return found
-
-
-# ---------------------------------------------------------------- what the pipeline says of itself
-
-
-def read_limits(pipe: Any, samplers: Mapping[str, Any], settings: Settings) -> Limits:
-    """Raises ModelNotLoadable for a pipeline that takes no prompt."""
-    signature = _signature(pipe)
-    if "prompt" not in signature:
-        raise ModelNotLoadable(f"{type(pipe).__name__} takes no prompt: it is no text-to-image pipeline")
-    denoiser = _denoiser_config(pipe)
-    supported = frozenset(signature) & frozenset(Params.__dataclass_fields__) - _without_effect(signature, denoiser)
-    defaults = {name: parameter.default for name, parameter in signature.items()}
-    multiple = _multiple(pipe)
-    width, height = (max(side // multiple, 1) * multiple for side in _native_size(pipe))
-    guidance = settings.default_guidance if settings.default_guidance is not None else defaults.get("guidance_scale")
-    steps = settings.default_steps or int(defaults.get("num_inference_steps", 1))
-    # A table of positions of so many latents a side: larger pictures cannot be made.
-    reach = denoiser.get("pos_embed_max_size") or math.inf
-    return Limits(
-        supported=supported,
-        width=width,
-        height=height,
-        multiple=multiple,
-        min_side=max(min(width, height) // 4 // multiple, 1) * multiple,
-        max_side=int(min(4 * max(width, height), reach * multiple)),
-        max_pixels=settings.max_pixels or 4 * width * height,
-        num_inference_steps=min(steps, settings.max_steps),
-        max_steps=settings.max_steps,
-        guidance_scale=min(float(guidance), settings.max_guidance)
-        if "guidance_scale" in supported and isinstance(guidance, int | float)
-        else None,
-        max_guidance=settings.max_guidance,
-        max_images=settings.max_images,
-        schedulers=tuple(samplers),
-        max_prompt_chars=settings.max_prompt_chars,
-        max_cost=settings.max_cost,
-    )
-
-
-def _without_effect(signature: Mapping[str, inspect.Parameter], denoiser: Mapping[str, Any]) -> frozenset[str]:
-    """Arguments that a pipeline takes and does not use: better refused than obeyed in name only."""
-    idle = set()
-    scale = signature.get("true_cfg_scale")
-    if scale and denoiser.get("guidance_embeds") is False:  # FLUX.1-schnell: distilled without guidance
-        idle.add("guidance_scale")
-    if scale and scale.default <= 1:  # FLUX.1: counts only beside a larger scale, which this API does not have
-        idle.add("negative_prompt")
-    return frozenset(idle)
-
-
-def _denoiser_config(pipe: Any) -> Mapping[str, Any]:
-    denoiser = next((getattr(pipe, name) for name in DENOISERS if getattr(pipe, name, None) is not None), None)
-    return getattr(denoiser, "config", {})
-
-
-def _native_size(pipe: Any) -> tuple[int, int]:
-    """Width and height in pixels that the model was made for."""
-    sample = getattr(pipe, "default_sample_size", None) or _denoiser_config(pipe).get("sample_size")
-    if sample is None:
-        return _NATIVE_SIDE, _NATIVE_SIDE
-    height, width = sample if isinstance(sample, list | tuple) else (sample, sample)
-    factor = getattr(pipe, "vae_scale_factor", 8)
-    return int(width) * factor, int(height) * factor
-
-
-def _multiple(pipe: Any) -> int:
-    """Pixels that one token or latent of the denoiser stands for: sides must be a multiple. Where latents are packed two by
-    two the image processor's factor has it; where the transformer cuts patches, its configuration."""
-    factor = int(getattr(pipe, "vae_scale_factor", 8))
-    packed = getattr(getattr(pipe, "image_processor", None), "config", {}).get("vae_scale_factor") or factor
-    patch = _denoiser_config(pipe).get("patch_size")
-    return int(packed) if packed != factor or not isinstance(patch, int) else factor * patch

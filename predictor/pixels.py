@@ -21,7 +21,8 @@ class Pixels:
             self._host = torch.from_numpy(np.stack([_array(image) for image in images]))
             return
         # Rounded as diffusers' numpy_to_pil does, in float32.
-        pixels = images.detach().permute(0, 2, 3, 1).float().mul(255).round().to(torch.uint8)
+        # A fourth channel is transparency, which no format here is asked for.
+        pixels = images.detach()[:, :3].permute(0, 2, 3, 1).float().mul(255).round().to(torch.uint8)
         if pixels.is_cuda:
             self._host = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=True)
             self._host.copy_(pixels, non_blocking=True)

@@ -27,6 +27,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import torch
+from diffusers.configuration_utils import ConfigMixin
 from greenlet import getcurrent, greenlet
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
@@ -119,7 +120,7 @@ class Rendezvous:
         """`run` gets a pipeline of its own: private attributes, shared weights."""
         pipe = copy.copy(self._pipe)
         # Past DiffusionPipeline.__setattr__, which would record the stand-in's class as the component's.
-        pipe.__dict__.update(self._doors)
+        pipe.__dict__.update(_stateful(self._pipe) | self._doors)
         return Guest(lambda: run(pipe))
 
     def forward(self, calls: Sequence[Call], least_rows: int = 0) -> list[Any]:
@@ -130,6 +131,15 @@ class Rendezvous:
             together = resized(together, least_rows)
         output = self.denoiser(**together.arguments)
         return _split(output, [call.rows for call in calls], together)
+
+
+def _stateful(pipe: Any) -> dict[str, Any]:
+    """Copies of what remembers steps, samplers and guiders: requests that take turns have each its own."""
+    return {
+        name: copy.deepcopy(part)
+        for name, part in vars(pipe).items()
+        if isinstance(part, ConfigMixin) and not isinstance(part, torch.nn.Module)
+    }
 
 
 def gathered(calls: Sequence[Call]) -> Call:
@@ -228,7 +238,8 @@ class _DenoiserDoor(StandIn):
         masks = {f"{name}_mask": arguments.get(f"{name}_mask") for name in self._texts}
         arguments = {**arguments, **times, **masks}
         leaves, spec = tree_flatten(arguments, None if isinstance(sample, Tensor) else _list_of(rows))
-        rowwise = tuple(_has_rows(leaf, rows) for leaf in leaves)
+        odd = {id(tensor) for value in arguments.values() if value is not sample for tensor in _unlike(value, rows)}
+        rowwise = tuple(_has_rows(leaf, rows) and id(leaf) not in odd for leaf in leaves)
         parts = [self._part(leaf, by_row) for leaf, by_row in zip(leaves, rowwise, strict=True)]
         texts = tuple(self._place(arguments, name) for name in self._texts if isinstance(arguments.get(name), Tensor))
         texts = tuple((text, mask) for text, mask in texts if rowwise[text] and (rowwise[mask] or leaves[mask] is None))
@@ -268,6 +279,12 @@ def _list_of(rows: int) -> Callable[[Any], bool]:
     return lambda node: isinstance(node, list) and len(node) == rows and all(isinstance(row, Tensor) for row in node)
 
 
+def _unlike(value: Any, rows: int) -> list[Tensor]:
+    """The tensors of a list of which not all have rows: then none has, and where a length is right it is by chance."""
+    tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)] if isinstance(value, list | tuple) else []
+    return [] if all(_has_rows(tensor, rows) for tensor in tensors) else tensors
+
+
 def _has_rows(leaf: Any, rows: int) -> bool:
     return isinstance(leaf, list) or (isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == rows)
 
@@ -286,6 +303,8 @@ def _by_row(timestep: Any, rows: int) -> Tensor:
     tensor = torch.as_tensor(timestep)
     if not tensor.is_floating_point():
         tensor = tensor.float()
+    if tensor.ndim == 1 and 1 < len(tensor) < rows and rows % len(tensor) == 0:
+        return tensor.repeat_interleave(rows // len(tensor))  # one for each half of the rows, however many
     return tensor.expand(rows) if tensor.numel() == 1 else tensor
 
 

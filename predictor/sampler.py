@@ -25,6 +25,9 @@ def offered(own: Any) -> dict[str, Any]:
     """The diffusers schedulers that can stand in for the model's own: those it calls compatible, and that really step."""
     samplers = {type(own).__name__: own}
     latent = torch.zeros(1, 4, 8, 8)
+    # A model that predicts the variance beside the noise needs a sampler that knows what to do with it.
+    learned = str(getattr(own.config, "variance_type", None)).startswith("learned")
+    output = torch.cat([latent, latent], 1) if learned else latent
     for kind in own.compatibles:
         if kind.__name__ in samplers:
             continue
@@ -32,7 +35,7 @@ def offered(own: Any) -> dict[str, Any]:
             sampler = kind.from_config(own.config)
             probe = copy.deepcopy(sampler)
             probe.set_timesteps(4)
-            probe.step(latent, probe.timesteps[0], latent)
+            probe.step(output, probe.timesteps[0], latent)
         except (ImportError, TypeError, ValueError, NotImplementedError, AttributeError, RuntimeError, IndexError):
             continue
         if hasattr(sampler, "alphas_cumprod") != hasattr(own, "alphas_cumprod"):
@@ -43,12 +46,17 @@ def offered(own: Any) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=4096)  # some samplers take 30 ms to say
 def takes_steps(sampler: Any, steps: int) -> bool:
-    """Whether it can make so many: PNDM needs four, DDIM makes at most what it was trained with."""
+    """Whether it can make so many. PNDM needs four. None can be sure to make as many as the levels of noise that it was trained
+    with (`alphas_cumprod`): DDIM says so, others find a timestep twice, and run over the end or divide by nothing."""
+    if steps >= len(getattr(sampler, "alphas_cumprod", range(steps + 1))):
+        return False
+    probe = copy.deepcopy(sampler)
     try:
-        copy.deepcopy(sampler).set_timesteps(steps)
+        probe.set_timesteps(steps)
     except (ValueError, IndexError, RuntimeError):
         return False
-    return True
+    first, second = (*probe.timesteps[:2], None)[:2]
+    return not (hasattr(probe, "index_for_timestep") and first == second)
 
 
 def private(sampler: Any, on_step: OnStep | None = None) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 _MAKES = (torch.tensor, torch.as_tensor)
 
@@ -32,7 +33,22 @@ class Transfers(TorchFunctionMode):
         if func in _MAKES and _is_cuda(kwargs.get("device")):
             device = kwargs.pop("device")
             return self._moved(func(*args, **kwargs), device)
-        return func(*args, **kwargs)
+        try:
+            return func(*args, **kwargs)
+        except RuntimeError:
+            # Times of a sampler, which are kept on the host, as a pipeline reckons with them for each row.
+            met = self._met(args, kwargs)
+            if met is None:
+                raise
+            return func(*met[0], **met[1])
+
+    def _met(self, args: Any, kwargs: Any) -> Any:
+        """The operands on one device; None where they are."""
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        device = next((each.device for each in tensors if each.device.type == "cuda"), None)
+        if device is None or not any(each.device.type == "cpu" and each.ndim for each in tensors):
+            return None
+        return tree_map(lambda leaf: self._moved(leaf, device) if isinstance(leaf, Tensor) else leaf, (args, kwargs))
 
     def _moved(self, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """As `tensor.to(*args, **kwargs)`."""

@@ -22,10 +22,11 @@ import torch
 
 from predictor import telemetry
 from predictor.device import Device
-from predictor.engine import Engine, Policy
+from predictor.engine import Engine
 from predictor.errors import ModelNotLoadable, ServingError
 from predictor.job import Watch
 from predictor.model import TextToImage
+from predictor.policy import Policy
 from predictor.rendezvous import DENOISERS, Call, Rendezvous, resized
 from predictor.request import Params
 from predictor.speed import Curve
@@ -71,6 +72,8 @@ def warm_up(model: TextToImage, max_rows: int | None = None) -> Findings:
 
 def _why_turns(model: TextToImage, requests: list[Params], alone: list[np.ndarray]) -> str:
     """Empty where requests may share."""
+    if np.array_equal(alone[0], alone[1]):
+        return "two different requests gave the same picture, which can tell nothing"
     if not hasattr(Rendezvous(model.pipe), "denoiser"):
         return f"the pipeline has no {' or '.join(DENOISERS)}"
     together = _made(model, requests)

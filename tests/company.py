@@ -16,8 +16,9 @@ from diffusers import DiffusionPipeline
 
 import toys
 from fakes import params
-from predictor.engine import Engine, Policy
+from predictor.engine import Engine
 from predictor.model import TextToImage, load
+from predictor.policy import Policy
 from predictor.settings import Settings
 from predictor.speed import Curve
 from predictor.warmup import warm_up
@@ -92,7 +93,7 @@ def bare(pipe, request):
 
 
 def pixels(output) -> np.ndarray:
-    images = output.images
+    images = output.images if hasattr(output, "images") else output[0]
     if isinstance(images, torch.Tensor):  # [n, 3, height, width], 0 to 1
         images = (images.float().permute(0, 2, 3, 1) * 255).round().numpy()
     return np.stack([np.asarray(image, dtype=int) for image in images])
@@ -151,8 +152,9 @@ def mixing_rows(model: TextToImage) -> Iterator[None]:
     """While it lasts, the denoiser gives its first half of rows what belongs to its second."""
 
     def swap_halves(module, args, output):
-        [rows], half = output, len(output[0]) // 2
-        return ([*rows[half:], *rows[:half]],) if isinstance(rows, list) else (torch.cat([rows[half:], rows[:half]]),)
+        rows, half = output[0], len(output[0]) // 2
+        swapped = [*rows[half:], *rows[:half]] if isinstance(rows, list) else torch.cat([rows[half:], rows[:half]])
+        return (swapped,) if isinstance(output, tuple) else type(output)(swapped)
 
     hook = denoiser(model).register_forward_hook(swap_halves)
     try:

@@ -23,10 +23,11 @@ from pathlib import Path
 
 import torch
 
-from predictor.engine import Engine, Policy
+from predictor.engine import Engine
 from predictor.errors import NotServing
 from predictor.job import Watch
 from predictor.model import load
+from predictor.policy import Policy
 from predictor.request import Params
 from predictor.service import _policy
 from predictor.settings import Settings

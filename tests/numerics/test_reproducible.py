@@ -9,8 +9,9 @@ import torch
 import toys
 from fakes import params
 from predictor import model as model_module
-from predictor.engine import Engine, Policy
+from predictor.engine import Engine
 from predictor.model import load
+from predictor.policy import Policy
 from predictor.settings import Settings
 from predictor.speed import Curve
 

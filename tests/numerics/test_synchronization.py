@@ -12,8 +12,9 @@ import families
 import toys
 from company import Family, difference, pixels
 from fakes import params
-from predictor.engine import Engine, Policy
+from predictor.engine import Engine
 from predictor.model import load
+from predictor.policy import Policy
 from predictor.settings import Settings
 from predictor.speed import Curve
 from predictor.warmup import warm_up

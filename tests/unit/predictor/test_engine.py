@@ -7,9 +7,11 @@ import torch
 from prometheus_client import REGISTRY
 
 from fakes import Clock, Gate, Model, params
-from predictor.engine import Engine, Policy, Submit
+from predictor.engine import Engine
 from predictor.errors import Cancelled, DeadlineExceeded, GenerationFailed, InvalidRequest, NotServing, QueueFull
 from predictor.job import Job, Progress, Watch
+from predictor.messages import Submit
+from predictor.policy import Policy
 from predictor.speed import Curve
 
 A_SECOND_A_ROW = Curve({1: 1.0, 2: 2.0})

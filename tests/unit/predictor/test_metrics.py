@@ -21,8 +21,9 @@ from fakes import Clock, Gate, Model, params
 from predictor import metrics, server, service
 from predictor.border import Border
 from predictor.device import Device
-from predictor.engine import Engine, Policy
+from predictor.engine import Engine
 from predictor.errors import Cancelled, DeadlineExceeded, GenerationFailed, NotServing, QueueFull
+from predictor.policy import Policy
 from predictor.speed import Curve
 
 SECRET = "zebra"

@@ -8,7 +8,7 @@ from diffusers import DPMSolverMultistepScheduler
 import toys
 from fakes import params
 from predictor.errors import DeviceUnavailable, InvalidRequest, ModelNotLoadable
-from predictor.model import load, read_limits
+from predictor.model import load
 from predictor.sampler import offered
 from predictor.settings import Settings
 
@@ -38,50 +38,6 @@ def test_on_a_cpu_everything_is_float32_without_gradients(model):
 
 def test_dtype_can_be_chosen(toy_volume):
     assert loaded(toy_volume, dtype="bfloat16", device="cpu").pipe.unet.dtype == torch.bfloat16
-
-
-def test_limits_come_from_the_pipeline(model):
-    limits = model.limits
-    assert (limits.width, limits.height, limits.multiple) == (32, 32, 2)
-    assert (limits.num_inference_steps, limits.guidance_scale) == (50, 7.5)
-    assert {"negative_prompt", "guidance_scale", "width"} <= limits.supported
-    assert limits.max_pixels == 4 * 32 * 32
-
-
-def test_settings_override_the_pipeline(model):
-    settings = Settings(model_id="a/b", default_steps=20, default_guidance=3.0, max_pixels=99)
-    limits = read_limits(model.pipe, model.samplers, settings)
-    assert (limits.num_inference_steps, limits.guidance_scale, limits.max_pixels) == (20, 3.0, 99)
-
-
-@pytest.mark.parametrize(
-    ("make", "multiple", "side"), [(toys.stable_diffusion_3, 4, 32), (toys.flux, 4, 256), (toys.stable_diffusion_xl, 2, 32)]
-)
-def test_sides_follow_patches_and_packing(make, multiple, side, tmp_path):
-    limits = read_limits(make(tmp_path), {}, Settings(model_id="a/b"))
-    assert (limits.multiple, limits.width, limits.height) == (multiple, side, side)
-
-
-def test_what_a_pipeline_takes_without_using_it_is_not_offered(tmp_path):
-    guided = toys.flux(tmp_path)
-    settings = Settings(model_id="a/b")
-    limits = read_limits(guided, {}, settings)
-    assert "guidance_scale" in limits.supported and limits.guidance_scale == 3.5
-    assert "negative_prompt" not in limits.supported  # without true_cfg_scale it does nothing
-    guided.transformer.register_to_config(guidance_embeds=False)
-    limits = read_limits(guided, {}, settings)
-    assert "guidance_scale" not in limits.supported and limits.guidance_scale is None
-
-
-def test_a_table_of_positions_bounds_the_sides(tmp_path):
-    pipe = toys.stable_diffusion_3(tmp_path)
-    pipe.transformer.register_to_config(pos_embed_max_size=10)
-    assert read_limits(pipe, {}, Settings(model_id="a/b")).max_side == 40
-
-
-def test_own_defaults_stay_within_the_bounds(model):
-    limits = read_limits(model.pipe, {}, Settings(model_id="a/b", max_steps=20, max_guidance=5.0))
-    assert (limits.num_inference_steps, limits.guidance_scale) == (20, 5.0)
 
 
 def test_samplers_that_fail_only_when_they_step_are_not_offered():

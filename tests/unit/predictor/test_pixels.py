@@ -54,6 +54,11 @@ def test_pictures_of_other_modes_become_red_green_and_blue(mode):
     assert np.array_equal(Pixels([image])[0], np.asarray(image.convert("RGB")))
 
 
+def test_transparency_is_left_out():
+    image = torch.rand(1, 4, 6, 5)
+    assert np.array_equal(Pixels(image)[:], Pixels(image[:, :3])[:])
+
+
 def test_it_is_a_sequence_of_pictures():
     first, second, third = (picture() + i for i in range(3))
     pixels = Pixels([first, second, third])

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers.configuration_utils import ConfigMixin
 
 import toys
 from fakes import Pipe, params
@@ -75,6 +76,30 @@ def test_attributes_are_private_and_weights_shared():
     assert first.scheduler is not second.scheduler
     assert pipe.scheduler is None and not hasattr(pipe, "secret")
     assert first.unet.weight is second.unet.weight is pipe.unet.weight
+
+
+class Guider(ConfigMixin):
+    """As diffusers' own: it remembers."""
+
+    config_name = "guider.json"
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+
+def test_whatever_remembers_steps_is_private():
+    pipe = Pipe()
+    pipe.guider = Guider()
+
+    def run(own):
+        own.guider.steps.append(1)
+        return own.guider.steps
+
+    guests = [Rendezvous(pipe).begin(run) for _ in range(2)]
+    for guest in guests:
+        guest.proceed()
+    assert [guest.result for guest in guests] == [[1], [1]]
+    assert pipe.guider.steps == []
 
 
 def test_leaving_unwinds_the_pipeline_where_it_stands():
@@ -251,6 +276,14 @@ def test_ids_for_one_row_and_for_all_are_not_confused():
     assert call(rendezvous, torch.zeros(1, 1), ids=ids).key != call(rendezvous, torch.zeros(2, 1), ids=ids).key
 
 
+def test_in_a_list_of_positions_none_has_rows_or_all_have():
+    """[frames, height, width] of one row: the one frame is not that row."""
+    rendezvous = Rendezvous(Bare(WithIds()))
+    positions, residuals = [torch.arange(1), torch.arange(8), torch.arange(4)], [torch.zeros(1, 5), torch.zeros(1, 6)]
+    assert call(rendezvous, torch.zeros(1, 1), ids=positions).rowwise == (True, False, False, False)
+    assert call(rendezvous, torch.zeros(1, 1), ids=residuals).rowwise == (True, True, True)
+
+
 def test_a_tensor_that_is_written_into_is_another():
     rendezvous = Rendezvous(Bare(WithIds()))
     ids = torch.zeros(3, 2)
@@ -273,6 +306,13 @@ def test_one_timestep_for_all_becomes_one_for_each_row(name):
     assert len({each.key for each in calls}) == 1
     outputs = [output.flatten().tolist() for output in rendezvous.forward(calls)]
     assert outputs == [[7, 7], [7.5, 7.5], [3, 3], [0.25, 0.25], [4, 4], [5, 6]]
+
+
+def test_a_timestep_for_each_half_is_spread_over_its_rows():
+    """Guidance doubles the rows of two pictures; some pipelines double one timestep."""
+    rendezvous = Rendezvous(Bare(Flagged()))
+    found = call(rendezvous, torch.zeros(4, 1), torch.tensor([5.0, 6.0]))
+    assert [leaf.tolist() for leaf in found.leaves if isinstance(leaf, torch.Tensor)][1] == [5, 5, 6, 6]
 
 
 def test_a_timestep_for_each_token_stays_as_it_is():

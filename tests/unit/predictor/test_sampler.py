@@ -92,6 +92,14 @@ def test_who_takes_so_many_steps_can_make_them(name):
                 paint(copy.deepcopy(sampler), steps)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_nor_is_more_promised_than_it_was_trained_for(name):
+    """Timesteps that come twice let Euler run over the end: an error after the last of 4,000 steps."""
+    for steps in (100, 500, 1000, 1200):
+        if takes_steps(OFFERED[name], steps):
+            assert paint(copy.deepcopy(OFFERED[name]), steps).isfinite().all(), steps
+
+
 def test_a_sampler_that_must_know_the_size_first_cannot_say():
     assert not takes_steps(FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), 4)
 

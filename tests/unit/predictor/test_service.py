@@ -189,7 +189,7 @@ def test_sigterm_while_loading_keeps_it_from_becoming_ready(toy_volume):
 def test_a_broken_device_is_not_ready(toy_volume):
     service = new_service(toy_volume)
     service.load()
-    service._loaded.engine._broken = True
+    service._loaded.engine._device.broken = True
     assert not service.ready and not service.alive
     with pytest.raises(NotServing, match="its device does not answer"):
         service.check_ready()

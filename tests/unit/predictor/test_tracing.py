@@ -29,9 +29,10 @@ from starlette.testclient import TestClient
 from fakes import Clock, Model, params
 from predictor import telemetry, tracing
 from predictor.border import Border
-from predictor.engine import Engine, Policy
+from predictor.engine import Engine
 from predictor.errors import Cancelled, DeadlineExceeded, GenerationFailed, InvalidRequest, NotServing, ServingError
 from predictor.job import Job
+from predictor.policy import Policy
 from predictor.settings import new_parser, read
 from predictor.speed import Curve
 

@@ -30,6 +30,19 @@ def test_nobody_waits_for_what_goes_to_the_device(move):
         assert moved.tolist() == [1.0, 2.0]
 
 
+def test_what_is_reckoned_with_on_the_device_gets_there():
+    """Sana Sprint multiplies latents by its sampler's times, one for each row, which are kept on the host."""
+    with pretend_cuda() as waits:
+        times, latents = torch.tensor([[2.0], [3.0]]), torch.ones(2, 2, device=DEVICE)
+        with pytest.raises(RuntimeError, match="same device"):
+            times * latents
+        with Transfers():
+            assert (times * latents).device == latents.device
+            assert not waits.noted
+            with pytest.raises(RuntimeError, match="size of tensor"):
+                latents * torch.ones(3, device=DEVICE)
+
+
 def test_all_else_is_as_it_was():
     with pretend_cuda() as waits:
         there = torch.ones(2, device=DEVICE)

@@ -63,6 +63,14 @@ def test_one_that_fails_with_company_may_not(model):
     assert "do not fit into one forward" in found.reason
 
 
+def test_pictures_that_are_all_alike_prove_nothing(model):
+    decode = model.pipe.vae.decode
+    model.pipe.vae.decode = lambda latents, *args, **kwargs: decode(torch.zeros_like(latents), *args, **kwargs)
+    found = warm_up(model, max_rows=16)
+    assert not found.shares
+    assert "same picture" in found.reason
+
+
 def test_no_picture_at_all_is_an_error(model, monkeypatch):
     monkeypatch.setattr(type(model), "generate", lambda *_: 1 / 0)
     with pytest.raises(ModelNotLoadable, match="StableDiffusionPipeline loaded but failed on a warm-up picture"):
