@@ -275,11 +275,8 @@ class Engine:
     def _resume(self, job: Job, *output: Any) -> None:
         """Lets the job run to its next call, or to its end."""
         assert job.guest
-        outcome = (
-            output[0]
-            if output and isinstance(output[0], Failure)
-            else self._device.attempt(self._device.flowing, job.guest.proceed, *output)
-        )
+        outcome = next((each for each in output if isinstance(each, Failure)), None)
+        outcome = outcome or self._device.attempt(self._device.flowing, job.guest.proceed, *output)
         if self._device.broken:
             return  # with all others it stays where it stands; they are told when the loop has ended
         if isinstance(outcome, Failure):

@@ -46,9 +46,9 @@ def offered(own: Any) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=4096)  # some samplers take 30 ms to say
 def takes_steps(sampler: Any, steps: int) -> bool:
-    """Whether it can make so many. PNDM needs four. None can be sure to make as many as the levels of noise that it was trained
-    with (`alphas_cumprod`): DDIM says so, others find a timestep twice, and run over the end or divide by nothing."""
-    if steps >= len(getattr(sampler, "alphas_cumprod", range(steps + 1))):
+    """Whether it can make so many. PNDM needs four. None can make more than the levels of noise that it was trained with
+    (`alphas_cumprod`): DDIM says so, others find a timestep twice, and run over the end or divide by nothing."""
+    if steps > len(getattr(sampler, "alphas_cumprod", range(steps))):
         return False
     probe = copy.deepcopy(sampler)
     try:

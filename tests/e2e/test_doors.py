@@ -22,7 +22,8 @@ from serving import Server
 
 SECRET = "zebra"  # in every prompt: no log may hold it
 STEPS = {"num_inference_steps": 3}
-LONG = {"num_inference_steps": 4000, "scheduler": "EulerDiscreteScheduler"}  # tens of seconds, unless it is cancelled
+LONG = {"num_inference_steps": 1000, "scheduler": "HeunDiscreteScheduler"}  # a quarter of a minute, unless it is cancelled
+LONG_STEPS = 1999  # that are: Heun looks twice at every level of noise but the last
 SECONDS = {"num_inference_steps": 1000, "scheduler": "EulerDiscreteScheduler"}
 HALF_A_SECOND = {"num_inference_steps": 200, "scheduler": "EulerDiscreteScheduler"}
 
@@ -271,10 +272,10 @@ def test_a_request_can_be_followed_and_cancelled_by_its_id(server):
         body = {"prompt": SECRET, "parameters": LONG}
         work = pool.submit(server.predict, body, headers={"x-request-id": "to-cancel"})
         found = server.wait_until_running("to-cancel")
-        assert (found["id"], found["of"]) == ("to-cancel", 4000)
+        assert (found["id"], found["of"]) == ("to-cancel", LONG_STEPS)
         cancelled = server.client.delete("/v1/requests/to-cancel")
         assert (cancelled.status_code, cancelled.json()["state"]) == (200, "cancelled")
-        assert 0 < cancelled.json()["step"] < 4000
+        assert 0 < cancelled.json()["step"] < LONG_STEPS
         assert (work.result().status_code, work.result().json()) == (499, {"error": "cancelled by the caller"})
     again = server.client.delete("/v1/requests/to-cancel")
     assert (again.status_code, again.json()) == (409, {"error": "this request is over: cancelled"})

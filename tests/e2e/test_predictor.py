@@ -20,7 +20,7 @@ from serving import START, Server
 SECRET = "zebra"  # in every prompt: no log may hold it
 LONG = {
     "prompt": SECRET,
-    "parameters": {"num_inference_steps": 4000, "scheduler": "EulerDiscreteScheduler"},
+    "parameters": {"num_inference_steps": 1000, "scheduler": "HeunDiscreteScheduler"},
 }  # tens of seconds, unless it is cancelled
 ROOMY = ["--max-steps", "5000", "--max-cost", "1000"]
 

@@ -63,8 +63,9 @@ class Newer(Family):
 
 
 def _as_others_are(kind: type) -> type:
-    """Guidance by a scale, and an answer with `images`."""
-    besides = {"guidance_schedule": None} if "guidance_schedule" in inspect.signature(kind.__call__).parameters else {}
+    """Guidance by a scale, no language model that writes prompts anew, and an answer with `images`."""
+    besides = {"guidance_schedule": None, "enable_prompt_rewrite": False, "use_pe": False}
+    besides = {name: value for name, value in besides.items() if name in inspect.signature(kind.__call__).parameters}
 
     @functools.wraps(kind.__call__)
     def call(self, **arguments):

@@ -61,6 +61,7 @@ def test_libraries_speak_the_same_layout(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(logger, "propagate", True)
     monkeypatch.setattr(logging.getLogger("py.warnings"), "handlers", [])
     stream = io.StringIO()
+    logging.captureWarnings(False)  # as a fresh process has it, whoever came before in this one
     Events(stream).capture_libraries()
     try:
         logging.getLogger("huggingface_hub.file_download").warning("Trying to\nresume download...")
