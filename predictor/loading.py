@@ -61,7 +61,7 @@ def load(settings: Settings, tell: Callable[[str], None], phases: Phases, on_fau
     read = model.load(settings, enter)
     enter("making warm-up pictures")
     found = warm_up(read, settings.max_rows or (_REPRODUCIBLE_ROWS if settings.reproducible else None))
-    engine = Engine(found.model, _policy(settings, found), on_fault=on_fault)
+    engine = Engine(found.model, policy(settings, found), on_fault=on_fault)
     engine.start()
     phases.begin("ready")
     _measure(settings.name, found, phases)
@@ -87,7 +87,7 @@ def _signer(settings: Settings) -> Signer | None:
     return signer
 
 
-def _policy(settings: Settings, found: Findings) -> Policy:
+def policy(settings: Settings, found: Findings) -> Policy:
     return Policy(
         curve=found.curve,
         row_limit=found.row_limit,

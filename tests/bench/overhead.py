@@ -26,10 +26,10 @@ import torch
 from predictor.engine import Engine
 from predictor.errors import NotServing
 from predictor.job import Watch
+from predictor.loading import policy
 from predictor.model import load
 from predictor.policy import Policy
 from predictor.request import Params
-from predictor.service import _policy
 from predictor.settings import Settings
 from predictor.warmup import warm_up
 from serving import Server
@@ -74,7 +74,7 @@ def main() -> None:
     settings = Settings(model_id=options.model_id, root=options.root.resolve())
     model = load(settings, lambda phase: print(phase, file=sys.stderr))
     found = warm_up(model)
-    engine = Engine(found.model, _policy(settings, found))
+    engine = Engine(found.model, policy(settings, found))
     engine.start()
     arguments = {"num_inference_steps": options.steps, "guidance_scale": model.limits.guidance_scale}
     size = {"width": model.limits.width, "height": model.limits.height}

@@ -96,7 +96,7 @@ def saturation(subject: Subject, left: float) -> dict[str, Any]:
     mix = [max(round(subject.steps * share), FEW) for share in (0.6, 0.8, 1.0)]
     few = _count(0.15 * left / (subject.seconds or 1), most=6)
     many = _count(0.4 * left / (subject.seconds or 1), most=24)
-    model = subject.service._model
+    model = subject.service.model
     assert model
     made(subject, [FEW] * 4)  # row counts that have not been seen yet are chosen kernels for, or compiled
     begin = time.perf_counter()

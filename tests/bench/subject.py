@@ -63,7 +63,7 @@ class Subject:
         return self._service
 
     def asked(self, seed: int, steps: int) -> Params:
-        model = self.service._model
+        model = self.service.model
         assert model
         return parse(GenerateRequest(_PROMPT, {"seed": seed, "num_inference_steps": steps}), model.limits)
 

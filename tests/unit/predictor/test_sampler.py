@@ -95,7 +95,7 @@ def test_who_takes_so_many_steps_can_make_them(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_nor_is_more_promised_than_it_was_trained_for(name):
     """Timesteps that come twice let Euler run over the end: an error after the last of 4,000 steps."""
-    for steps in (100, 500, 1200):
+    for steps in (100, 1200):
         if takes_steps(OFFERED[name], steps):
             assert paint(copy.deepcopy(OFFERED[name]), steps).isfinite().all(), steps
 
