@@ -63,6 +63,10 @@ class Device:
         self._denoiser_copies = self._transfers.made > before
         return output
 
+    def forward_plainly(self) -> None:
+        """From now on: what is compiled was compiled for no mode, and would not run in one."""
+        self._denoiser_copies = False
+
     def begin(self) -> None:
         """Of a piece of work."""
         self._begun = _event() if self._cuda else self._clock()

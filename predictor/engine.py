@@ -185,6 +185,7 @@ class Engine:
                     self._fail(job, Cancelled("cancelled by the caller"))
                 case Replace(denoiser):
                     self._rendezvous.denoiser = denoiser
+                    self._device.forward_plainly()
                 case Stop(reason):
                     self._stopping = True
                     for job in self.open_jobs:

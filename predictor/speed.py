@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from predictor.request import Params
 
-# Twice the rows must bring so much more throughput. A picture made in company waits for its company at every step, so
+# More rows must bring so much more throughput. A picture made in company waits for its company at every step, so
 # sharing for less than this makes everybody slower and hardly anybody sooner.
 WORTHWHILE = 1.1
 
@@ -39,12 +39,10 @@ class Curve:
 
     @property
     def knee(self) -> int:
-        """The rows beyond which twice as many no longer pay."""
-        rows = list(self.measured)
-        for fewer, more in zip(rows, rows[1:], strict=False):
-            if more * self.measured[fewer] < WORTHWHILE * fewer * self.measured[more]:
-                return fewer
-        return rows[-1]
+        """The fewest rows that bring nearly the most throughput: no number brings WORTHWHILE times theirs. One number that was
+        measured in a bad moment, and more beyond it, do not hide what comes after."""
+        best = max(rows / seconds for rows, seconds in self.measured.items())
+        return min(rows for rows, seconds in self.measured.items() if WORTHWHILE * rows / seconds >= best)
 
 
 @dataclass(frozen=True)

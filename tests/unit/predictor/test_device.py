@@ -4,9 +4,11 @@ from typing import ClassVar
 
 import pytest
 import torch
+from torch.overrides import _get_current_function_mode_stack
 
 from fakes import Clock
 from predictor.device import Device
+from pretend_cuda import pretend_cuda
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -105,3 +107,31 @@ def test_memory_that_no_tensor_holds_is_given_back(cuda):
     assert torch.cuda.memory_reserved() >= before + 2**28
     cuda.release_memory()
     assert torch.cuda.memory_reserved() == before
+
+
+def test_a_denoiser_that_copies_nothing_is_left_alone_from_its_second_forward_on():
+    """A mode costs something at every operation. Tables that the first forward brings to the device are kept there."""
+    with pretend_cuda():
+        device, seen = Device(torch.device("cuda", 0), Clock()), []
+
+        def denoise(table: bool) -> None:
+            seen.append(bool(_get_current_function_mode_stack()[1:]))  # the first belongs to the device that is not there
+            if table:
+                torch.ones(3).to("cuda:0")
+
+        for table in (True, True, False, True):
+            device.forward(denoise, table)
+        assert seen == [True, True, True, False]
+
+
+def test_compiled_code_runs_in_no_mode():
+    with pretend_cuda():
+        device, seen = Device(torch.device("cuda", 0), Clock()), []
+        device.forward_plainly()
+        device.forward(lambda: seen.extend(_get_current_function_mode_stack()[1:]))
+        assert not seen
+
+
+def test_on_a_cpu_nothing_is_put_between():
+    device = Device(torch.device("cpu"), Clock())
+    assert device.flowing(_get_current_function_mode_stack) == device.forward(_get_current_function_mode_stack) == []

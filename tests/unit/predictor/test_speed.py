@@ -47,12 +47,13 @@ def test_a_single_measurement_will_do():
     [
         (LAUNCH_BOUND, 32),
         (COMPUTE_BOUND, 1),
-        (USUAL, 8),
-        ({1: 0.02, 2: 0.03, 4: 0.06, 8: 0.06}, 2),  # past the first that does not pay nothing is looked for
+        (USUAL, 16),
+        ({1: 0.02, 2: 0.03, 4: 0.06, 8: 0.06}, 8),  # one measured in a bad moment hides nothing
+        ({1: 0.02, 2: 0.03, 4: 0.06, 8: 0.111}, 2),  # a little more throughput is not worth four times the company
         ({2: 0.02, 4: 0.021, 16: 0.08}, 4),  # not every number of rows can be measured
     ],
 )
-def test_the_knee_is_where_twice_the_rows_no_longer_pay(measured, knee):
+def test_the_knee_is_where_more_rows_no_longer_pay(measured, knee):
     assert Curve(measured).knee == knee
 
 
